@@ -1,0 +1,537 @@
+"""The one table of op cases that every contract test is driven by.
+
+A case names an op of ``manual_ops.functional``, its arguments and what they cover. Tensor arguments
+are drawn in float64 or int64 from a seeded generator and then rounded to the dtype under test, so
+that the float64 truth of a low-precision run is computed from the very same numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one tensor argument is drawn, and whether its gradient is part of the contract."""
+
+    sample: Callable[[Generator], Tensor]
+    differentiable: bool = True
+
+
+def normal(*shape: int) -> Draw:
+    return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64))
+
+
+def uniform(*shape: int, low: float, high: float) -> Draw:
+    return Draw(
+        lambda g: low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64)
+    )
+
+
+def spread(*shape: int) -> Draw:
+    """Distinct values, 0.25 apart and 0.125 away from zero: no kink or tie within a step of 0.1."""
+
+    def sample(g: Generator) -> Tensor:
+        count = torch.Size(shape).numel()
+        grid = (torch.arange(count, dtype=torch.float64) - count // 2) * 0.25 + 0.125
+        return grid[torch.randperm(count, generator=g)].reshape(shape)
+
+    return Draw(sample)
+
+
+def probabilities(*shape: int, dim: int) -> Draw:
+    return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64).softmax(dim))
+
+
+def labels(*shape: int, classes: int) -> Draw:
+    return Draw(lambda g: torch.randint(classes, shape, generator=g), differentiable=False)
+
+
+def given(values: int | list[int]) -> Draw:
+    """Class indices written out."""
+    return Draw(lambda g: torch.tensor(values), differentiable=False)
+
+
+def constant(draw: Draw) -> Draw:
+    """The same numbers, for an argument that torch.nn has no gradient for either."""
+    return replace(draw, differentiable=False)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of one op.
+
+    Attributes:
+        op: Name in ``manual_ops.functional`` and ``torch.nn.functional``.
+        variant: What the case covers.
+        arguments: By parameter name; a ``Draw`` stands for a tensor, the rest is passed as it is.
+        buffers: Arguments that the op updates in place.
+        random: The op draws random numbers; harness calls seed the generator first.
+        exempt: Checks that do not apply, each with its reason.
+    """
+
+    op: str
+    variant: str
+    arguments: Mapping[str, Any]
+    buffers: tuple[str, ...] = ()
+    random: bool = False
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.variant}"
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, value in self.arguments.items()
+            if isinstance(value, Draw) and value.differentiable
+        )
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return torch.log if self.op == "log" else getattr(F, self.op)
+
+    def sample(
+        self, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
+    ) -> dict[str, Any]:
+        """Draw the arguments. Equal seeds give equal numbers up to rounding to ``dtype``."""
+        generator = torch.Generator().manual_seed(seed)
+        sampled = {}
+        for name, value in self.arguments.items():
+            if isinstance(value, Draw):
+                tensor = value.sample(generator)
+                value = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+            sampled[name] = value
+        return sampled
+
+
+_VMAP_BUFFERS = {
+    "vmap": "running statistics are updated in place; torch.nn raises under vmap as well"
+}
+
+
+def _elementwise() -> list[OpCase]:
+    return [
+        OpCase("relu", "matrix", {"input": spread(4, 5)}),
+        OpCase("relu", "scalar", {"input": spread()}),
+        OpCase("leaky_relu", "default", {"input": spread(4, 5)}),
+        OpCase("leaky_relu", "slope", {"input": spread(2, 3, 2), "negative_slope": 0.2}),
+        OpCase("leaky_relu", "zero_slope", {"input": spread(4, 5), "negative_slope": 0.0}),
+        OpCase("leaky_relu", "negative_slope", {"input": spread(4, 5), "negative_slope": -0.5}),
+        OpCase("sigmoid", "matrix", {"input": normal(4, 5)}),
+        OpCase("tanh", "matrix", {"input": normal(4, 5)}),
+        OpCase("log", "matrix", {"input": uniform(4, 5, low=0.3, high=3.0)}),
+        OpCase("softplus", "default", {"input": normal(4, 5)}),
+        OpCase("softplus", "beta", {"input": normal(4, 5), "beta": 2.5}),
+        OpCase(
+            "softplus", "threshold", {"input": spread(4, 5), "beta": 2, "threshold": 1.1}
+        ),  # beta * input is an odd multiple of 0.25: never at the threshold
+    ]
+
+
+def _softmax() -> list[OpCase]:
+    return [
+        OpCase(op, variant, arguments)
+        for op in ("softmax", "log_softmax")
+        for variant, arguments in {
+            "last_dim": {"input": normal(3, 4), "dim": -1},
+            "first_dim": {"input": normal(3, 4), "dim": 0},
+            "middle_dim": {"input": normal(2, 3, 2, 2), "dim": 1},
+            "vector": {"input": normal(4), "dim": 0},
+            "scalar": {"input": normal(), "dim": 0},
+            "dtype": {"input": normal(3, 4), "dim": 1, "dtype": torch.float64},
+        }.items()
+    ]
+
+
+def _class_losses() -> list[OpCase]:
+    weight = constant(uniform(4, low=0.2, high=2.0))
+    target = labels(5, classes=4)
+    shared: dict[str, dict[str, Any]] = {
+        "mean": {"target": target},
+        "sum": {"target": target, "reduction": "sum"},
+        "none": {"target": target, "reduction": "none"},
+        "weight": {"target": target, "weight": weight},
+        "weight_none": {"target": target, "weight": weight, "reduction": "none"},
+        "ignore_default": {"target": given([0, -100, 3, 3, -100])},
+        "ignore_index": {"target": given([0, 2, 3, 2, 1]), "ignore_index": 2, "weight": weight},
+        "ignore_none": {"target": given([0, 2, 3, 2, 1]), "ignore_index": 2, "reduction": "none"},
+        "unbatched": {"input": normal(4), "target": given(2)},
+        "image": {"input": normal(2, 4, 2, 3), "target": labels(2, 2, 3, classes=4)},
+        "image_none": {
+            "input": normal(2, 4, 3),
+            "target": labels(2, 3, classes=4),
+            "weight": weight,
+            "reduction": "none",
+        },
+    }
+    smoothing: dict[str, dict[str, Any]] = {
+        "smoothing": {"target": target, "label_smoothing": 0.1},
+        "smoothing_weight": {"target": target, "weight": weight, "label_smoothing": 0.3},
+        "smoothing_ignore": {
+            "target": given([0, 2, 3, 2, 1]),
+            "weight": weight,
+            "ignore_index": 2,
+            "label_smoothing": 0.3,
+        },
+        "smoothing_sum": {"target": target, "label_smoothing": 0.1, "reduction": "sum"},
+        "smoothing_none": {
+            "input": normal(2, 4, 3),
+            "target": labels(2, 3, classes=4),
+            "label_smoothing": 0.1,
+            "reduction": "none",
+        },
+    }
+    soft = probabilities(5, 4, dim=1)
+    probability: dict[str, dict[str, Any]] = {
+        "probabilities": {"target": soft},
+        "probabilities_constant": {"target": constant(soft)},
+        "probabilities_weight": {"target": soft, "weight": weight},
+        "probabilities_sum": {"target": soft, "reduction": "sum"},
+        "probabilities_none": {"target": soft, "weight": weight, "reduction": "none"},
+        "probabilities_smoothing": {"target": soft, "weight": weight, "label_smoothing": 0.2},
+        "probabilities_image": {
+            "input": normal(2, 4, 3),
+            "target": probabilities(2, 4, 3, dim=1),
+        },
+        "probabilities_unbatched": {"input": normal(4), "target": probabilities(4, dim=0)},
+    }
+    return [
+        OpCase(op, variant, {"input": normal(5, 4)} | arguments)
+        for op, table in {
+            "nll_loss": shared,
+            "cross_entropy": shared | smoothing | probability,
+        }.items()
+        for variant, arguments in table.items()
+    ]
+
+
+def _elementwise_losses() -> list[OpCase]:
+    between = uniform(3, 4, low=0.1, high=0.9)
+    inputs = {
+        "binary_cross_entropy": between,
+        "binary_cross_entropy_with_logits": normal(3, 4),
+        "mse_loss": normal(3, 4),
+    }
+    weight = constant(uniform(3, 4, low=0.2, high=2.0))
+    variants: dict[str, dict[str, Any]] = {
+        "mean": {"target": between},
+        "sum": {"target": between, "reduction": "sum"},
+        "none": {"target": between, "reduction": "none"},
+        "constant_target": {"target": constant(between)},
+        "weight": {"target": between, "weight": weight},
+    }
+    return [
+        *(
+            OpCase(op, variant, {"input": draw} | arguments)
+            for op, draw in inputs.items()
+            for variant, arguments in variants.items()
+        ),
+        OpCase(
+            "binary_cross_entropy",
+            "weight_broadcast",
+            {"input": between, "target": between, "weight": constant(normal(4))},
+        ),
+        *(
+            OpCase(
+                "mse_loss",
+                f"weight_{reduction}",
+                {
+                    "input": normal(3, 4),
+                    "target": normal(3, 4),
+                    "weight": uniform(3, 4, low=0.2, high=2.0),
+                    "reduction": reduction,
+                },
+            )
+            for reduction in ("mean", "none")
+        ),
+        OpCase(
+            "binary_cross_entropy_with_logits",
+            "pos_weight",
+            {
+                "input": normal(3, 4),
+                "target": between,
+                "pos_weight": constant(uniform(4, low=0.2, high=3.0)),
+            },
+        ),
+        OpCase(
+            "binary_cross_entropy_with_logits",
+            "weights",
+            {
+                "input": normal(3, 4),
+                "target": between,
+                "weight": constant(uniform(3, 1, low=0.2, high=2.0)),
+                "pos_weight": constant(uniform(4, low=0.2, high=3.0)),
+                "reduction": "none",
+            },
+        ),
+    ]
+
+
+def _linear() -> list[OpCase]:
+    return [
+        OpCase("linear", "matrix", {"input": normal(3, 4), "weight": normal(2, 4), "bias": normal(2)}),
+        OpCase("linear", "no_bias", {"input": normal(3, 4), "weight": normal(2, 4)}),
+        OpCase("linear", "vector", {"input": normal(4), "weight": normal(2, 4), "bias": normal(2)}),
+        OpCase(
+            "linear",
+            "sequence",
+            {"input": normal(2, 3, 4), "weight": normal(5, 4), "bias": normal(5)},
+        ),
+    ]
+
+
+def _batch_norm() -> list[OpCase]:
+    mean, variance = constant(normal(3)), constant(uniform(3, low=0.5, high=2.0))
+    running = {"running_mean": mean, "running_var": variance}
+    absent = {"running_mean": None, "running_var": None}
+    affine = {"weight": normal(3), "bias": normal(3)}
+    train = {"training": True}
+    updated = ("running_mean", "running_var")
+    rows, sequence, images = normal(5, 3), normal(2, 3, 3), normal(2, 3, 2, 2)
+    return [
+        *(
+            OpCase(
+                "batch_norm",
+                f"train_{variant}",
+                {"input": draw} | running | affine | train,
+                buffers=updated,
+                exempt=_VMAP_BUFFERS,
+            )
+            for variant, draw in {"2d": rows, "3d": sequence, "4d": images}.items()
+        ),
+        *(
+            OpCase("batch_norm", f"eval_{variant}", {"input": draw} | running | affine)
+            for variant, draw in {"2d": rows, "3d": sequence, "4d": images}.items()
+        ),
+        OpCase("batch_norm", "train_no_statistics", {"input": images} | absent | affine | train),
+        OpCase("batch_norm", "train_no_affine", {"input": rows} | absent | train),
+        OpCase("batch_norm", "eval_no_affine", {"input": rows} | running),
+        OpCase(
+            "batch_norm",
+            "weight_only",
+            {"input": sequence, "weight": normal(3)} | absent | train,
+        ),
+        OpCase(
+            "batch_norm",
+            "bias_only",
+            {"input": sequence, "bias": normal(3)} | absent | train,
+        ),
+        OpCase("batch_norm", "eval_weight_only", {"input": rows, "weight": normal(3)} | running),
+        OpCase("batch_norm", "eval_bias_only", {"input": rows, "bias": normal(3)} | running),
+        OpCase(
+            "batch_norm",
+            "momentum_eps",
+            {"input": rows, "momentum": 0.7, "eps": 0.1} | running | affine | train,
+            buffers=updated,
+            exempt=_VMAP_BUFFERS,
+        ),
+    ]
+
+
+def _convolutions() -> list[OpCase]:
+    line: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "stride": {"stride": 2},
+        "padding": {"padding": 2},
+        "same_odd": {"padding": "same"},
+        "same_even": {"padding": "same", "weight": normal(3, 2, 4)},
+        "same_dilation": {"padding": "same", "dilation": 2},
+        "valid": {"padding": "valid", "stride": (2,)},
+        "dilation": {"dilation": 2},
+        "all": {"stride": 2, "padding": 1, "dilation": 2},
+        "groups": {"groups": 2, "weight": normal(4, 1, 3), "bias": normal(4)},
+        "unbatched": {"input": normal(2, 7)},
+        "no_bias": {"bias": None},
+        "pointwise": {"weight": normal(3, 2, 1)},
+        "unused_end": {"stride": 3},  # the last input columns lie in no window
+    }
+    image: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "stride": {"stride": 2},
+        "stride_tuple": {"stride": (1, 2)},
+        "padding": {"padding": 1},
+        "padding_tuple": {"padding": (2, 0)},
+        "same_odd": {"padding": "same", "weight": normal(3, 2, 3, 1)},
+        "same_even": {"padding": "same"},
+        "same_dilation": {"padding": "same", "dilation": (2, 1)},
+        "valid": {"padding": "valid"},
+        "dilation": {"dilation": 2},
+        "all": {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
+        "groups": {"groups": 2, "weight": normal(4, 1, 2, 3), "bias": normal(4)},
+        "groups_wide": {
+            "groups": 2,
+            "input": normal(1, 4, 3, 4),
+            "weight": normal(2, 2, 2, 2),
+            "bias": normal(2),
+            "stride": 2,
+            "padding": 1,
+        },
+        "depthwise": {
+            "groups": 3,
+            "input": normal(2, 3, 4, 3),
+            "weight": normal(3, 1, 2, 2),
+            "bias": normal(3),
+        },
+        "unbatched": {"input": normal(2, 4, 5)},
+        "no_bias": {"bias": None},
+        "pointwise": {"weight": normal(3, 2, 1, 1)},
+        "unused_end": {"input": normal(1, 2, 6, 6), "stride": 3},
+    }
+    return [
+        *(
+            OpCase(
+                "conv1d",
+                variant,
+                {"input": normal(2, 2, 7), "weight": normal(3, 2, 3), "bias": normal(3)} | arguments,
+            )
+            for variant, arguments in line.items()
+        ),
+        *(
+            OpCase(
+                "conv2d",
+                variant,
+                {"input": normal(2, 2, 4, 5), "weight": normal(3, 2, 2, 3), "bias": normal(3)}
+                | arguments,
+            )
+            for variant, arguments in image.items()
+        ),
+    ]
+
+
+def _pooling() -> list[OpCase]:
+    image = {"input": spread(1, 2, 5, 5), "kernel_size": 2}
+    maximum: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "stride": {"stride": 1},
+        "kernel_tuple": {"kernel_size": (3, 2), "stride": (2, 1)},
+        "padding": {"padding": 1},
+        "overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
+        "dilation": {"dilation": 2, "stride": 1},
+        "ceil_mode": {"ceil_mode": True},
+        "all": {
+            "kernel_size": (2, 3),
+            "stride": (2, 1),
+            "padding": (1, 0),
+            "dilation": (1, 2),
+            "ceil_mode": True,
+        },
+        "indices": {"return_indices": True, "padding": 1},
+        "unbatched": {"input": spread(2, 4, 4)},
+        "default_stride_list": {"kernel_size": [2, 2], "stride": []},
+    }
+    average: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "stride": {"stride": 1},
+        "kernel_tuple": {"kernel_size": (3, 2), "stride": (2, 1)},
+        "padding": {"padding": 1},
+        "overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
+        "exclude_pad": {"padding": 1, "count_include_pad": False},
+        "ceil_mode": {"ceil_mode": True},
+        "ceil_mode_pad": {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True, "input": normal(1, 2, 4, 4)},
+        "ceil_mode_exclude_pad": {
+            "kernel_size": 3,
+            "stride": 2,
+            "padding": 1,
+            "ceil_mode": True,
+            "count_include_pad": False,
+            "input": normal(1, 2, 4, 4),
+        },
+        "divisor": {"divisor_override": 3},
+        "unbatched": {"input": normal(2, 4, 4)},
+    }
+    return [
+        OpCase(op, variant, image | arguments)
+        for op, table in {"max_pool2d": maximum, "avg_pool2d": average}.items()
+        for variant, arguments in table.items()
+    ]
+
+
+def _dropout() -> list[OpCase]:
+    return [
+        OpCase("dropout", "train", {"input": normal(4, 5), "p": 0.4}, random=True),
+        OpCase("dropout", "eval", {"input": normal(4, 5), "training": False}),
+        OpCase("dropout", "keep_all", {"input": normal(4, 5), "p": 0.0}),
+        OpCase("dropout", "drop_all", {"input": normal(4, 5), "p": 1.0}),
+    ]
+
+
+CASES: tuple[OpCase, ...] = (
+    *_linear(),
+    *_elementwise(),
+    *_softmax(),
+    *_class_losses(),
+    *_elementwise_losses(),
+    *_batch_norm(),
+    *_convolutions(),
+    *_pooling(),
+    *_dropout(),
+)
+
+
+def _empty(op: str, **arguments: Any) -> OpCase:
+    return OpCase(op, "empty", arguments)
+
+
+# Zero samples: compared with torch.nn in values, gradients and buffers; nothing to differentiate.
+EMPTY_CASES: tuple[OpCase, ...] = (
+    _empty("linear", input=normal(0, 4), weight=normal(2, 4), bias=normal(2)),
+    *(
+        _empty(op, input=spread(0, 3))
+        for op in ("relu", "leaky_relu", "sigmoid", "tanh", "log", "softplus", "dropout")
+    ),
+    *(_empty(op, input=normal(0, 3), dim=dim) for op in ("softmax", "log_softmax") for dim in (1,)),
+    *(
+        OpCase(op, f"empty_{reduction}", {"input": normal(0, 4), "reduction": reduction} | target)
+        for op, target in {
+            "nll_loss": {"target": labels(0, classes=4)},
+            "cross_entropy": {"target": labels(0, classes=4)},
+            "binary_cross_entropy": {"target": normal(0, 4)},
+            "binary_cross_entropy_with_logits": {"target": normal(0, 4)},
+            "mse_loss": {"target": normal(0, 4)},
+        }.items()
+        for reduction in ("mean", "sum", "none")
+    ),
+    OpCase(
+        "nll_loss",
+        "all_ignored",
+        {"input": normal(2, 4), "target": given([-100, -100])},
+    ),
+    OpCase("cross_entropy", "all_ignored", {"input": normal(2, 4), "target": given([-100, -100])}),
+    OpCase(
+        "cross_entropy",
+        "empty_smoothing",
+        {"input": normal(0, 4), "target": labels(0, classes=4), "label_smoothing": 0.1},
+    ),
+    OpCase(
+        "cross_entropy",
+        "empty_probabilities",
+        {"input": normal(0, 4), "target": probabilities(0, 4, dim=1)},
+    ),
+    *(
+        OpCase(
+            "batch_norm",
+            f"empty_{'train' if training else 'eval'}",
+            {
+                "input": normal(0, 3, 2, 2),
+                "running_mean": constant(normal(3)),
+                "running_var": constant(uniform(3, low=0.5, high=2.0)),
+                "weight": normal(3),
+                "bias": normal(3),
+                "training": training,
+            },
+            buffers=("running_mean", "running_var"),
+        )
+        for training in (True, False)
+    ),
+    _empty("conv1d", input=normal(0, 2, 5), weight=normal(3, 2, 3), bias=normal(3)),
+    _empty("conv2d", input=normal(0, 2, 4, 5), weight=normal(3, 2, 2, 3), bias=normal(3)),
+    _empty("max_pool2d", input=spread(0, 2, 4, 4), kernel_size=2),
+    _empty("avg_pool2d", input=normal(0, 2, 4, 4), kernel_size=2),
+)

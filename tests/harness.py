@@ -1,0 +1,139 @@
+"""What the contract tests share: running a case, and comparing the result with torch.nn's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manual_ops import functional
+from tests.cases import OpCase
+
+Op = Callable[..., Any]
+
+
+def subject(case: OpCase) -> Op:
+    """The op under test."""
+    return getattr(functional, case.op)
+
+
+def on_differentiable(
+    case: OpCase, op: Op, arguments: dict[str, Any], *, seed: bool = True
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """Close over everything but the differentiable arguments.
+
+    Returns:
+        A pure function of the differentiable tensors that returns the op's first output, and these
+        tensors, requiring grad. Pure: buffers are cloned, and the generator is seeded, on each call.
+    """
+
+    def function(*tensors: Tensor) -> Tensor:
+        if case.random and seed:
+            torch.manual_seed(0)
+        buffers = {name: arguments[name].clone() for name in case.buffers}
+        given = dict(zip(case.differentiable, tensors, strict=True))
+        output = op(**(arguments | buffers | given))
+        return output[0] if isinstance(output, tuple) else output
+
+    tensors = tuple(arguments[name].detach().requires_grad_() for name in case.differentiable)
+    return function, tensors
+
+
+def scalar(function: Callable[..., Tensor], seed: int = 1) -> Callable[..., Tensor]:
+    """``<function(...), w>`` for a fixed random ``w``: one number that depends on every output."""
+
+    def projected(*tensors: Tensor) -> Tensor:
+        output = function(*tensors)
+        return (output * random_like(output, seed)).sum()
+
+    return projected
+
+
+def random_like(tensor: Tensor, seed: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Normal numbers of the shape, dtype and device of ``tensor``, rounded to ``dtype`` first."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return drawn.to(dtype or tensor.dtype).to(tensor.device, tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward and backward: outputs, gradients and buffers by name."""
+
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def run(
+    case: OpCase,
+    op: Op,
+    arguments: dict[str, Any],
+    cotangent: Callable[[Tensor], Tensor],
+) -> Run:
+    """Call ``op``, then pull ``cotangent(output)`` back to every differentiable argument."""
+    if case.random:
+        torch.manual_seed(0)
+    leaves = {name: arguments[name].detach().requires_grad_() for name in case.differentiable}
+    buffers = {name: arguments[name].clone() for name in case.buffers}
+    output = op(**(arguments | buffers | leaves))
+    outputs = output if isinstance(output, tuple) else (output,)
+    gradients = torch.autograd.grad(outputs[0], list(leaves.values()), cotangent(outputs[0]))
+    return Run(
+        {f"output {i}": tensor.detach() for i, tensor in enumerate(outputs)},
+        {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)},
+        {f"buffer {name}": tensor for name, tensor in buffers.items()},
+    )
+
+
+def cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Cast the floating-point tensors among ``arguments``."""
+    return {
+        name: value.to(dtype)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def assert_matches(ours: Run, theirs: Run, truth: Run, *, strides: bool = True) -> None:
+    """Same dtypes, shapes and strides as torch.nn, and an error about as small as its own."""
+    for part in ("outputs", "gradients", "buffers"):
+        expected = getattr(theirs, part)
+        assert getattr(ours, part).keys() == expected.keys()
+        for name, tensor in getattr(ours, part).items():
+            assert_like(tensor, expected[name], name, strides=strides)
+            assert_as_accurate(tensor, expected[name], getattr(truth, part)[name], name)
+
+
+def assert_like(ours: Tensor, theirs: Tensor, name: str, *, strides: bool = True) -> None:
+    """Same dtype, device, shape and, unless told otherwise, strides."""
+    for attribute in ("dtype", "device", "shape"):
+        expected, found = getattr(theirs, attribute), getattr(ours, attribute)
+        assert found == expected, f"{name}: {attribute} {found}, torch.nn {expected}"
+    if strides:
+        assert ours.stride() == theirs.stride(), (
+            f"{name}: strides {ours.stride()}, torch.nn {theirs.stride()}"
+        )
+
+
+def assert_as_accurate(ours: Tensor, theirs: Tensor, truth: Tensor, name: str) -> None:
+    """Our largest error is at most twice torch.nn's own, plus a few units in the last place.
+
+    Non-finite values must be the same ones; integer tensors must be equal.
+    """
+    if not ours.is_floating_point():
+        assert torch.equal(ours, theirs), f"{name}: {ours} is not {theirs}"
+        return
+    finite = theirs.isfinite()
+    torch.testing.assert_close(ours[~finite], theirs[~finite], equal_nan=True, msg=lambda m: f"{name}: {m}")
+    if not finite.any():
+        return
+    truth = truth[finite].double()
+    error = (ours[finite].double() - truth).abs().max()
+    allowance = 2 * (theirs[finite].double() - truth).abs().max()
+    floor = 8 * torch.finfo(ours.dtype).eps * truth.abs().max()
+    assert error <= allowance + floor, (
+        f"{name}: error {error:.3g}, torch.nn's {allowance / 2:.3g}, floor {floor:.3g}"
+    )
