@@ -11,6 +11,20 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.set_num_threads(1)
 
 
+# Warnings are errors, but for what PyTorch says about itself and no caller can mend.
+TORCH_WARNINGS = (
+    # torch.func and forward mode script torch's own decompositions when they are first used.
+    r"ignore:`torch\.jit\.script` is deprecated",
+    # Emitted once per process, hence by an arbitrary test: torch.nn says it for the same call.
+    r"ignore:Using padding='same' with even kernel lengths",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in TORCH_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -18,7 +32,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """Forget compiled code before and after, so that a recompile limit never leaks between tests."""
+    """Forget compiled code before and after, so that recompile limits do not add up over tests."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -1,21 +1,33 @@
 """What the contract tests share: running a case, and comparing the result with torch.nn's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from manual_ops import functional
-from tests.cases import OpCase
+from tests.cases import CASES, OpCase
 
 Op = Callable[..., Any]
+
+
+def cases_for(check: str = "", table: Sequence[OpCase] = CASES) -> pytest.MarkDecorator:
+    """Parametrise a test over every case that is not exempt from ``check``."""
+    cases = [case for case in table if check not in case.exempt]
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
 def subject(case: OpCase) -> Op:
     """The op under test."""
     return getattr(functional, case.op)
+
+
+def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The differentiable output; the other one of max pooling holds indices."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def on_differentiable(
@@ -24,8 +36,8 @@ def on_differentiable(
     """Close over everything but the differentiable arguments.
 
     Returns:
-        A pure function of the differentiable tensors that returns the op's first output, and these
-        tensors, requiring grad. Pure: buffers are cloned, and the generator is seeded, on each call.
+        A function of the differentiable tensors that returns the op's first output, and these
+        tensors, requiring grad. It is pure: each call clones the buffers and seeds the generator.
     """
 
     def function(*tensors: Tensor) -> Tensor:
@@ -33,21 +45,18 @@ def on_differentiable(
             torch.manual_seed(0)
         buffers = {name: arguments[name].clone() for name in case.buffers}
         given = dict(zip(case.differentiable, tensors, strict=True))
-        output = op(**(arguments | buffers | given))
-        return output[0] if isinstance(output, tuple) else output
+        return first(op(**(arguments | buffers | given)))
 
     tensors = tuple(arguments[name].detach().requires_grad_() for name in case.differentiable)
     return function, tensors
 
 
-def scalar(function: Callable[..., Tensor], seed: int = 1) -> Callable[..., Tensor]:
+def scalar(
+    function: Callable[..., Tensor], tensors: tuple[Tensor, ...], seed: int = 1
+) -> Callable[..., Tensor]:
     """``<function(...), w>`` for a fixed random ``w``: one number that depends on every output."""
-
-    def projected(*tensors: Tensor) -> Tensor:
-        output = function(*tensors)
-        return (output * random_like(output, seed)).sum()
-
-    return projected
+    weight = random_like(function(*tensors), seed)
+    return lambda *args: (function(*args) * weight).sum()
 
 
 def random_like(tensor: Tensor, seed: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -90,9 +99,7 @@ def run(
 def cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Cast the floating-point tensors among ``arguments``."""
     return {
-        name: value.to(dtype)
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in arguments.items()
     }
 
@@ -127,7 +134,9 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, truth: Tensor, name: str) -
         assert torch.equal(ours, theirs), f"{name}: {ours} is not {theirs}"
         return
     finite = theirs.isfinite()
-    torch.testing.assert_close(ours[~finite], theirs[~finite], equal_nan=True, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(
+        ours[~finite], theirs[~finite], equal_nan=True, msg=lambda m: f"{name}: {m}"
+    )
     if not finite.any():
         return
     truth = truth[finite].double()

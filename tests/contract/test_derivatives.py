@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.cases import CASES, OpCase
-from tests.harness import on_differentiable, random_like, scalar, subject
+from tests.cases import OpCase
+from tests.harness import cases_for, on_differentiable, random_like, scalar, subject
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
-    pytest.mark.parametrize("case", CASES, ids=lambda case: case.id),
-]
+pytestmark = cases_for()
 
 Tensors = tuple[Tensor, ...]
 Scalar = Callable[..., Tensor]
@@ -63,7 +60,10 @@ def transformed_reverse(function: Scalar, direction: Tensors) -> Scalar:
 def finite_difference(function: Scalar, tensors: Tensors, direction: Tensors) -> Tensor:
     """The derivative of ``function`` along ``direction``, by central differences."""
     up, down = (
-        tuple((t + sign * STEP * d).detach().requires_grad_() for t, d in zip(tensors, direction))
+        tuple(
+            (t + sign * STEP * d).detach().requires_grad_()
+            for t, d in zip(tensors, direction, strict=True)
+        )
         for sign in (1, -1)
     )
     return (function(*up) - function(*down)) / (2 * STEP)
@@ -76,7 +76,8 @@ def test_first_order(case: OpCase) -> None:
         tensors,
         check_forward_ad=True,
         check_batched_grad=True,
-        check_batched_forward_grad=True,
+        # gradcheck offers no way to let vmap draw the same numbers for every direction.
+        check_batched_forward_grad=not case.random,
     )
 
 
@@ -104,7 +105,11 @@ def test_second_order(case: OpCase) -> None:
 )
 def test_second_order_routes(case: OpCase, outer: Callable, inner: Callable) -> None:
     function, tensors = on_differentiable(case, subject(case), case.sample())
-    value, first, second = scalar(function), directions(tensors, 10), directions(tensors, 20)
+    value, first, second = (
+        scalar(function, tensors),
+        directions(tensors, 10),
+        directions(tensors, 20),
+    )
     truth = finite_difference(reverse(value, first), tensors, second)
     found = outer(inner(value, first), second)(*tensors)
     torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)
@@ -118,7 +123,7 @@ def test_second_order_routes(case: OpCase, outer: Callable, inner: Callable) -> 
 def test_third_order(case: OpCase, outer: Callable, inner: Callable) -> None:
     function, tensors = on_differentiable(case, subject(case), case.sample())
     first, second, third = (directions(tensors, seed) for seed in (10, 20, 30))
-    value = scalar(function)
+    value = scalar(function, tensors)
     truth = finite_difference(reverse(reverse(value, first), second), tensors, third)
     found = outer(inner(inner(value, first), second), third)(*tensors)
     torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)

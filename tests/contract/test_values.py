@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import CASES, EMPTY_CASES, OpCase
-from tests.harness import assert_like, assert_matches, cast, random_like, run, subject
-
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+from tests.cases import EMPTY_CASES, OpCase
+from tests.harness import assert_matches, cases_for, cast, random_like, run, subject
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
 
 def compare(
@@ -29,12 +26,12 @@ def compare(
     assert_matches(ours, theirs, truth, strides=strides)
 
 
-@all_cases
+@cases_for()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_gradients(case: OpCase, dtype: torch.dtype, device: str) -> None:
     compare(case, case.sample(dtype, device), lambda output: random_like(output, 1, dtype))
 
 
-@pytest.mark.parametrize("case", EMPTY_CASES, ids=lambda case: case.id)
+@cases_for(table=EMPTY_CASES)
 def test_empty_batch(case: OpCase, device: str) -> None:
     compare(case, case.sample(torch.float32, device), lambda output: random_like(output, 1))
