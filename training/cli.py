@@ -1,0 +1,75 @@
+"""Settings from the command line: recipe, then file, then flags."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import tyro
+import yaml
+
+from training.config import Config, DatasetName, ModelName, flag
+from training.recipes import recipe
+
+
+def parse_args(args: Sequence[str]) -> Config:
+    """Read the settings from command-line arguments.
+
+    Defaults come from the recipe of the data set and model; a file named by ``--config`` goes
+    before them, flags before both.
+
+    Args:
+        args: Arguments without the program's name.
+
+    Returns:
+        The settings, all of them resolved.
+
+    Raises:
+        ValueError: The file of ``--config`` does not hold settings.
+        OSError: It cannot be read.
+        SystemExit: An argument is wrong (code 2, message printed), or ``--help`` was asked.
+    """
+    chosen = _peek(args)
+    if chosen.config is not None:
+        # A file of settings is the same flags, written down: one parser checks both.
+        args = [*_flags_of(Path(chosen.config)), *args]
+        chosen = _peek(args)
+    return tyro.cli(
+        Config,
+        args=args,
+        default=recipe(chosen.dataset, chosen.model),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _peek(args: Sequence[str]) -> argparse.Namespace:
+    """Read the flags that choose the defaults of the others; mistakes are left to the parser."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--dataset", "--model", "--config"):
+        parser.add_argument(name, nargs="?")
+    chosen = parser.parse_known_args(args)[0]
+    if chosen.dataset not in get_args(DatasetName):
+        chosen.dataset = Config().dataset
+    if chosen.model not in get_args(ModelName):
+        chosen.model = None
+    return chosen
+
+
+def _flags_of(path: Path) -> list[str]:
+    """Return the settings of a YAML file as command-line arguments."""
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings: expected lines of the form 'epochs: 10'")
+    arguments: list[str] = []
+    for name, value in settings.items():
+        if name in ("config", "run_dir") or value is None:
+            continue  # a repeated run gets a folder of its own
+        if isinstance(value, bool):
+            arguments.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            values = value if isinstance(value, list) else [value]
+            arguments += [flag(name), *map(str, values)]
+    return arguments

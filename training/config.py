@@ -1,0 +1,176 @@
+"""The settings of a run: the one source of command-line flags and of the YAML file of a run."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from training.atomic import atomic_write
+
+DatasetName = Literal["digits", "moons", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
+ModelName = Literal["mlp", "mnist-cnn", "cifar-cnn", "fashion-cnn", "vgg"]
+OptimizerName = Literal["sgd", "sgd-moving-average", "adam", "adamw"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Train a model whose backward passes are written by hand.
+
+    The defaults shown are those of the chosen --dataset and --model; any flag overrides them.
+    """
+
+    dataset: DatasetName = "digits"
+    """Data set. digits and moons ship with scikit-learn, folder reads images from --data-dir, the
+    others are read from --data-dir and downloaded if missing."""
+
+    data_dir: Path = Path("data")
+    """Directory of the data sets in torchvision's layout; for folder, the one that holds
+    train/CLASS/* and test/CLASS/*."""
+
+    image_size: int | None = None
+    """folder: resize every image to this height and width. Needed only if sizes differ."""
+
+    limit_train: int | None = None
+    """Train on this many images only."""
+
+    validation: float = 0.1
+    """Fraction of the training images held out to choose the best epoch."""
+
+    augment: bool = False
+    """Crop training images at random after padding them, and mirror them where --flip is on."""
+
+    crop_padding: int = 4
+    """Pixels of padding on each side before the random crop of --augment."""
+
+    flip: bool = True
+    """Mirror half of the images under --augment. Wrong for digits and letters."""
+
+    model: ModelName = "mnist-cnn"
+    """Architecture; it adapts to the size, channels and classes of the data set."""
+
+    hidden: tuple[int, ...] = ()
+    """mlp: sizes of the hidden layers."""
+
+    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = "relu"
+    """mlp: activation after each hidden layer."""
+
+    negative_slope: float = 0.01
+    """mlp: slope of leaky_relu below zero."""
+
+    batch_norm: bool = False
+    """mlp, fashion-cnn and vgg: batch normalisation before each activation."""
+
+    dropout: float = 0.0
+    """mlp and fashion-cnn: probability of zeroing an activation."""
+
+    backend: Literal["manual", "torch"] = "manual"
+    """Layers: manual_ops.nn, or torch.nn for comparison. Both start from the same weights."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+
+    batch_size: int = 128
+    """Images in a step."""
+
+    optimizer: OptimizerName = "adamw"
+    """sgd is torch.optim's (m <- mu m + g); sgd-moving-average has m <- mu m + (1 - mu) g and
+    decays the weights apart from the gradient."""
+
+    lr: float = 0.001
+    """Learning rate; the peak one for cosine and one-cycle."""
+
+    schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
+    """How the learning rate changes over the run."""
+
+    momentum: float = 0.9
+    """sgd and sgd-moving-average: momentum mu. adam and adamw: their beta1."""
+
+    nesterov: bool = False
+    """sgd: Nesterov's momentum."""
+
+    amsgrad: bool = False
+    """adam and adamw: the AMSGrad variant."""
+
+    weight_decay: float = 0.0
+    """Factor lambda of the L2 penalty lambda/2 |theta|^2 on weights; biases and the parameters of
+    batch norm are not decayed."""
+
+    label_smoothing: float = 0.0
+    """Probability taken from the true class and spread over all of them."""
+
+    select: Literal["best", "last"] = "best"
+    """Weights to test and keep: those of the epoch with the best validation accuracy, or the
+    last."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+
+    seed: int = 0
+    """Seed of the initial weights, the order of the images, augmentation and dropout."""
+
+    compile: bool = False
+    """Run the training step through torch.compile."""
+
+    amp: bool = False
+    """Train under autocast to bfloat16."""
+
+    run_dir: Path | None = None
+    """Folder for the config, weights, metrics and TensorBoard events.
+    [default: runs/DATASET-MODEL-TIME]"""
+
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+    config: Path | None = None
+    """Start from the config.yaml of a former run; flags given beside it override it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "limit_train", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+        if any(size < 1 for size in self.hidden):
+            raise ValueError(f"--hidden needs sizes of at least 1, got {list(self.hidden)}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"--lr must be a positive number, got {self.lr}")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"--validation must lie between 0 and 1, got {self.validation}")
+        for name in ("momentum", "label_smoothing", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "crop_padding", "negative_slope", "seed"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{flag(name)} must not be negative, got {value}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("--nesterov needs --optimizer sgd and a --momentum above 0")
+        if self.amsgrad and self.optimizer not in ("adam", "adamw"):
+            raise ValueError("--amsgrad needs --optimizer adam or adamw")
+        if self.image_size is not None and self.dataset != "folder":
+            raise ValueError("--image-size needs --dataset folder; other data sets have one size")
+
+    def save(self, path: Path) -> None:
+        """Write every setting to the YAML file ``path``."""
+        settings = {
+            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+        with atomic_write(path) as file:
+            file.write(yaml.safe_dump(settings, sort_keys=False).encode())
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of the setting ``name``."""
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as YAML's own types."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,168 @@
+"""Where a run's metrics go while it trains: nowhere, the console, TensorBoard, or several."""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+LOG_EVERY = 20  # steps between two transfers of metrics from the device
+
+
+class Logger:
+    """Takes metrics and images, and does nothing with them."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take scalar ``metrics`` by name after training step ``step``."""
+
+    def log_image(self, name: str, image: Tensor, step: int) -> None:
+        """Take an RGB ``image``, ``(3, height, width)`` uint8."""
+
+    def close(self) -> None:
+        """Write out what is pending; the logger is not used again."""
+
+
+class Loggers(Logger):
+    """Passes everything on to several loggers."""
+
+    def __init__(self, *loggers: Logger) -> None:
+        self._loggers = loggers
+
+    @override
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for logger in self._loggers:
+            logger.log(metrics, step)
+
+    @override
+    def log_image(self, name: str, image: Tensor, step: int) -> None:
+        for logger in self._loggers:
+            logger.log_image(name, image, step)
+
+    @override
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+
+class ConsoleLogger(Logger):
+    """A line per epoch, and in a terminal a progress bar below the lines."""
+
+    def __init__(self, steps: int) -> None:
+        """Start the bar of a run of ``steps`` training steps."""
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(
+            total=steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+
+    @override
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._bar.update(step - self._bar.n)
+        if "epoch" in metrics:
+            self._bar.write(_epoch_line(metrics), file=sys.stdout)
+            sys.stdout.flush()  # plain lines reach a pipe or file as they come
+        elif "train/loss" in metrics:
+            self._bar.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
+
+    @override
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _epoch_line(metrics: Mapping[str, float]) -> str:
+    decay = metrics["train/weight_decay_loss"]
+    return (
+        f"epoch {metrics['epoch']:3.0f}  loss {metrics['train/epoch_loss']:.4f}"
+        f"{f' + weight decay {decay:.4f}' if decay else ''}  "
+        f"accuracy {metrics['train/epoch_accuracy']:7.2%}  "
+        f"validation loss {metrics['validation/loss']:.4f}  "
+        f"accuracy {metrics['validation/accuracy']:7.2%}  "
+        f"{metrics['images_per_second']:,.0f} images/s"
+    )
+
+
+class TensorBoardLogger(Logger):
+    """Writes TensorBoard events."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open an event file in ``directory``."""
+        from torch.utils.tensorboard import SummaryWriter  # imports for over a second
+
+        # purge_step: TensorBoard drops what a former run in this directory wrote.
+        self._writer: Any = SummaryWriter(directory, purge_step=0)
+
+    @override
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    @override
+    def log_image(self, name: str, image: Tensor, step: int) -> None:
+        self._writer.add_image(name, image, step)
+
+    @override
+    def close(self) -> None:
+        self._writer.close()
+
+
+class StepMetrics:
+    """Loss and accuracy of every step, kept on the device and handed to a logger in batches.
+
+    Reading a number off a GPU makes the program wait for it; doing so once in ``LOG_EVERY``
+    steps costs nothing.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self._pending: list[tuple[int, float, Tensor]] = []
+        self._epoch: list[tuple[float, float]] = []
+
+    def add(
+        self, step: int, learning_rate: float, loss: Tensor, logits: Tensor, labels: Tensor
+    ) -> None:
+        """Note a training step.
+
+        Args:
+            step: Number of the step, from 1.
+            learning_rate: That of the step.
+            loss: Classification loss, a scalar.
+            logits: ``(N, classes)``.
+            labels: ``(N,)``.
+        """
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        self._pending.append((step, learning_rate, torch.stack([loss.detach().float(), accuracy])))
+
+    def flush(self) -> None:
+        """Log the pending steps.
+
+        Raises:
+            FloatingPointError: A loss is not finite: training has diverged.
+        """
+        if not self._pending:
+            return
+        values = torch.stack([value for _, _, value in self._pending]).tolist()
+        for (step, learning_rate, _), (loss, accuracy) in zip(self._pending, values, strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"training diverged: the loss of step {step} is {loss}. Lower --lr"
+                )
+            metrics = {
+                "train/loss": loss,
+                "train/accuracy": accuracy,
+                "learning_rate": learning_rate,
+            }
+            self._logger.log(metrics, step)
+            self._epoch.append((loss, accuracy))
+        self._pending.clear()
+
+    def epoch_means(self) -> tuple[float, float]:
+        """Log the pending steps; return mean loss and accuracy since the last call."""
+        self.flush()
+        losses, accuracies = zip(*self._epoch, strict=True)
+        self._epoch.clear()
+        return fmean(losses), fmean(accuracies)

@@ -1,0 +1,126 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+
+from training.config import Config
+
+
+class MovingAverageSGD(Optimizer):
+    """SGD whose momentum is an exponential moving average of the gradients.
+
+    With gradient g, learning rate α, momentum μ and weight decay λ, a step is
+
+        m ← μ m + (1 − μ) g,    m₀ = 0
+        θ ← θ − α (m + λ θ)
+
+    ``torch.optim.SGD`` has m ← μ m + g instead, a step 1/(1 − μ) times as long once m has
+    settled, and adds λ θ to g, so that the decay passes through the momentum too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Set the defaults of the parameter groups.
+
+        Args:
+            params: Parameters, or groups of them as for any optimizer.
+            lr: Learning rate α, not negative.
+            momentum: Share μ of the old average in the new one, in [0, 1).
+            weight_decay: Decay λ, not negative.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        if not lr >= 0:
+            raise ValueError(f"lr must not be negative, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step along the gradients in ``.grad``; parameters without one stay.
+
+        Args:
+            closure: Recomputes and returns the loss, with gradients.
+
+        Returns:
+            What ``closure`` returned, or ``None``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "average" not in state:
+                    state["average"] = torch.zeros_like(parameter)
+                average = state["average"].lerp_(parameter.grad, 1 - momentum)
+                parameter.mul_(1 - lr * decay).sub_(average, alpha=lr)
+        return loss
+
+
+def decayed(model: Module) -> list[Parameter]:
+    """Return the parameters that weight decay applies to: matrices and convolution kernels.
+
+    Biases and the scale and shift of batch norm, all of one axis, do not overfit and are left
+    free.
+    """
+    return [parameter for parameter in model.parameters() if parameter.ndim > 1]
+
+
+def weight_decay_loss(model: Module, weight_decay: float) -> Tensor:
+    """Return the penalty ``weight_decay/2 |θ|²`` over the decayed parameters, a scalar."""
+    with torch.no_grad():
+        squares = torch.stack([parameter.square().sum() for parameter in decayed(model)])
+        return weight_decay / 2 * squares.sum()
+
+
+def make_optimizer(config: Config, model: Module) -> Optimizer:
+    """Return the optimizer of ``config`` over the parameters of ``model``."""
+    free = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": decayed(model), "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return _OPTIMIZERS[config.optimizer](groups, config)
+
+
+_OPTIMIZERS: dict[str, Callable[[Any, Config], Optimizer]] = {
+    "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.nesterov),
+    "sgd-moving-average": lambda groups, c: MovingAverageSGD(groups, c.lr, c.momentum),
+    "adam": lambda groups, c: Adam(groups, c.lr, (c.momentum, 0.999), amsgrad=c.amsgrad),
+    "adamw": lambda groups, c: AdamW(groups, c.lr, (c.momentum, 0.999), amsgrad=c.amsgrad),
+}
+
+
+def make_schedule(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Return the schedule of ``config``, to be stepped after each of ``steps`` steps."""
+    return _SCHEDULES[config.schedule](optimizer, config.lr, steps)
+
+
+_SCHEDULES: dict[str, Callable[[Optimizer, float, int], LRScheduler]] = {
+    "constant": lambda optimizer, lr, steps: LambdaLR(optimizer, lambda step: 1.0),
+    "cosine": lambda optimizer, lr, steps: CosineAnnealingLR(optimizer, steps),
+    # momentum stays what --momentum says
+    "one-cycle": lambda optimizer, lr, steps: OneCycleLR(
+        optimizer, lr, steps, cycle_momentum=False
+    ),
+}

@@ -1,0 +1,60 @@
+"""Recommended settings for each data set and model."""
+
+from typing import Any
+
+from training.config import Config, DatasetName, ModelName
+
+DEFAULT_MODEL: dict[DatasetName, ModelName] = {
+    "digits": "mnist-cnn",
+    "moons": "mlp",
+    "mnist": "mnist-cnn",
+    "fashion-mnist": "fashion-cnn",
+    "cifar10": "cifar-cnn",
+    "cifar100": "vgg",
+    "folder": "cifar-cnn",
+}
+
+_DATASETS: dict[DatasetName, dict[str, Any]] = {
+    "digits": {"crop_padding": 1, "flip": False},
+    "moons": {},
+    "mnist": {"validation": 0.05, "crop_padding": 2, "flip": False},
+    "fashion-mnist": {"validation": 0.05, "crop_padding": 2},
+    "cifar10": {"validation": 0.05},
+    "cifar100": {"validation": 0.05},
+    "folder": {},
+}
+
+_MODELS: dict[ModelName, dict[str, Any]] = {
+    "mlp": {"hidden": (300,)},
+    "mnist-cnn": {},
+    "cifar-cnn": {"epochs": 16, "augment": True},
+    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "augment": True},
+    "vgg": {"batch_norm": True, "epochs": 30, "augment": True},
+}
+
+_PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
+    ("digits", "mnist-cnn"): {"epochs": 30, "batch_size": 64, "lr": 0.01, "augment": True},
+    ("moons", "mlp"): {"hidden": (32, 32), "epochs": 30, "batch_size": 32, "lr": 0.01},
+    ("mnist", "mlp"): {"hidden": (300,), "activation": "sigmoid", "epochs": 8, "lr": 0.005},
+    ("mnist", "mnist-cnn"): {"epochs": 8, "lr": 0.01, "augment": True},
+    ("cifar10", "mlp"): {
+        "hidden": (1000, 500, 200, 100, 100),
+        "activation": "leaky_relu",
+        "negative_slope": 0.002,
+    },
+}
+
+
+def recipe(dataset: DatasetName, model: ModelName | None = None) -> Config:
+    """Return the settings recommended for ``model`` on ``dataset``.
+
+    Args:
+        dataset: Name of a data set.
+        model: Name of a model; by default the data set's usual one.
+
+    Returns:
+        A complete configuration; what the tables leave out keeps ``Config``'s defaults.
+    """
+    model = model or DEFAULT_MODEL[dataset]
+    settings = _DATASETS[dataset] | _MODELS[model] | _PAIRS.get((dataset, model), {})
+    return Config(dataset=dataset, model=model, **settings)
