@@ -201,8 +201,15 @@ def _class_losses() -> list[OpCase]:
         },
         "probabilities_unbatched": {"input": normal(4), "target": probabilities(4, dim=0)},
     }
+    raises = {"input layout": "torch.nn's own backward raises: 'grad_input must be contiguous'"}
+    exempt = {("nll_loss", "image"): raises}
     return [
-        OpCase(op, variant, {"input": normal(5, 4)} | arguments)
+        OpCase(
+            op,
+            variant,
+            {"input": normal(5, 4)} | arguments,
+            exempt=exempt.get((op, variant), {}),
+        )
         for op, table in {
             "nll_loss": shared,
             "cross_entropy": shared | smoothing | probability,

@@ -104,12 +104,13 @@ def cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def assert_matches(ours: Run, theirs: Run, truth: Run, *, strides: bool = True) -> None:
+def assert_matches(ours: Run, theirs: Run, truth: Run, *, gradient_strides: bool = True) -> None:
     """Same dtypes, shapes and strides as torch.nn, and an error about as small as its own."""
     for part in ("outputs", "gradients", "buffers"):
         expected = getattr(theirs, part)
         assert getattr(ours, part).keys() == expected.keys()
         for name, tensor in getattr(ours, part).items():
+            strides = part != "gradients" or gradient_strides
             assert_like(tensor, expected[name], name, strides=strides)
             assert_as_accurate(tensor, expected[name], getattr(truth, part)[name], name)
 
@@ -142,7 +143,8 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, truth: Tensor, name: str) -
     truth = truth[finite].double()
     error = (ours[finite].double() - truth).abs().max()
     allowance = 2 * (theirs[finite].double() - truth).abs().max()
-    floor = 8 * torch.finfo(ours.dtype).eps * truth.abs().max()
+    # All drawn numbers are of order one: where terms cancel, a trace of their rounding remains.
+    floor = torch.finfo(ours.dtype).eps * (8 * truth.abs().max() + 0.1)
     assert error <= allowance + floor, (
         f"{name}: error {error:.3g}, torch.nn's {allowance / 2:.3g}, floor {floor:.3g}"
     )

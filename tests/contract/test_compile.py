@@ -89,7 +89,7 @@ def test_compiled_per_sample_gradients(case: OpCase) -> None:
 @cases_for(table=FIRST_CASES)
 def test_compiled_vmap(case: OpCase) -> None:
     function, tensors = on_differentiable(case, subject(case), case.sample(), seed=False)
-    stacked = tuple(torch.stack([t, t + 0.01, t - 0.01]) for t in tensors)
+    stacked = tuple(torch.stack([t, t + 0.01, t - 0.01]).detach().requires_grad_() for t in tensors)
     batched = vmap(function, randomness="same")
     torch.manual_seed(0)
     expected = batched(*stacked)

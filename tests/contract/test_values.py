@@ -1,29 +1,79 @@
 """Values, gradients and buffers are torch.nn's, in every dtype and memory layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import EMPTY_CASES, OpCase
+from tests.cases import CASES, EMPTY_CASES, OpCase
 from tests.harness import assert_matches, cases_for, cast, random_like, run, subject
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+Layout = Callable[[Tensor], Tensor]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values, with the last two dimensions swapped in memory."""
+    return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, every other element of a larger tensor."""
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """The first value everywhere, at stride 0."""
+    return tensor.flatten()[0].expand(tensor.shape)
+
+
+def expanded_rows(tensor: Tensor) -> Tensor:
+    """The first row, or value of a vector, repeated at stride 0."""
+    return tensor[:1].expand(tensor.shape) if tensor.dim() else tensor
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def with_layout(arguments: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """Lay out the floating-point tensors; those of one stored element only stay as they are."""
+    return {
+        name: layout(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+
+
+def laid_out(*layouts: Layout) -> Iterator[Any]:
+    """Every case under every layout that makes a difference to it."""
+    for case in CASES:
+        if "input layout" in case.exempt:
+            continue
+        arguments = case.sample()
+        for layout in layouts:
+            changed = with_layout(arguments, layout)
+            if any(
+                isinstance(value, Tensor) and value.stride() != arguments[name].stride()
+                for name, value in changed.items()
+            ):
+                yield pytest.param(case, layout, id=f"{case.id}-{layout.__name__}")
+
 
 def compare(
     case: OpCase,
-    arguments: dict,
+    arguments: dict[str, Any],
     cotangent: Callable[[Tensor], Tensor],
     *,
-    strides: bool = True,
+    gradient_strides: bool = True,
 ) -> None:
     """Run the case by us, by torch.nn, and by torch.nn in float64."""
     ours = run(case, subject(case), arguments, cotangent)
     theirs = run(case, case.reference, arguments, cotangent)
     truth = run(case, case.reference, cast(arguments, torch.float64), cotangent)
-    assert_matches(ours, theirs, truth, strides=strides)
+    assert_matches(ours, theirs, truth, gradient_strides=gradient_strides)
 
 
 @cases_for()
@@ -35,3 +85,56 @@ def test_values_and_gradients(case: OpCase, dtype: torch.dtype, device: str) -> 
 @cases_for(table=EMPTY_CASES)
 def test_empty_batch(case: OpCase, device: str) -> None:
     compare(case, case.sample(torch.float32, device), lambda output: random_like(output, 1))
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"), list(laid_out(transposed, strided, expanded_rows, channels_last))
+)
+def test_input_layout(case: OpCase, layout: Layout) -> None:
+    compare(
+        case,
+        with_layout(case.sample(torch.float32), layout),
+        lambda output: random_like(output, 1, torch.float32),
+        # Gradients keep a memory format. Other strides are torch.nn's implementation detail.
+        gradient_strides=layout is channels_last,
+    )
+
+
+@cases_for()
+@pytest.mark.parametrize("layout", [transposed, strided, expanded, channels_last])
+def test_grad_output_layout(case: OpCase, layout: Layout) -> None:
+    compare(
+        case,
+        case.sample(torch.float32),
+        lambda output: layout(random_like(output, 1, torch.float32)),
+        gradient_strides=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.op == "batch_norm"], ids=lambda case: case.id
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_input_with_float32_statistics(case: OpCase, dtype: torch.dtype) -> None:
+    arguments = case.sample(torch.float32)
+    arguments["input"] = arguments["input"].to(dtype)
+    compare(case, arguments, lambda output: random_like(output, 1, dtype))
+
+
+@cases_for()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(case: OpCase, dtype: torch.dtype) -> None:
+    """Output and gradient dtypes under autocast, from inputs already low and not yet low."""
+    arguments = case.sample(torch.float32)
+    arguments["input"] = arguments["input"].to(dtype)
+
+    def autocast(op: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.autocast("cpu", torch.bfloat16)(op)
+
+    def cotangent(output: Tensor) -> Tensor:
+        return random_like(output, 1, torch.bfloat16)
+
+    ours = run(case, autocast(subject(case)), arguments, cotangent)
+    theirs = run(case, autocast(case.reference), arguments, cotangent)
+    truth = run(case, case.reference, cast(arguments, torch.float64), cotangent)
+    assert_matches(ours, theirs, truth)
