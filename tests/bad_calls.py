@@ -1,0 +1,271 @@
+"""Wrong uses of every op: what torch.nn refuses, and what our refusal has to mention."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, ones, zeros
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """One call that torch.nn refuses.
+
+    Attributes:
+        op: Name in ``manual_ops.functional``.
+        mistake: What is wrong.
+        arguments: By parameter name.
+        mentions: Words and numbers that the message must hold: the argument, expected and found.
+    """
+
+    op: str
+    mistake: str
+    arguments: Mapping[str, Any]
+    mentions: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.mistake}"
+
+
+def indices(*values: int) -> Tensor:
+    return torch.tensor(values)
+
+
+def _elementwise() -> list[BadCall]:
+    return [
+        *(
+            BadCall(op, "no_tensor", {"input": [1.0]}, ("input", "tensor", "list"))
+            for op in ("relu", "leaky_relu", "softplus", "log")
+        ),
+        *(
+            BadCall(op, "integer", {"input": indices(1, 2)}, ("input", "float", "int64"))
+            for op in ("leaky_relu", "softplus")
+        ),
+        *(
+            BadCall(op, f"dim_{dim}", {"input": zeros(3, 4), "dim": dim}, ("dim", "-2", str(dim)))
+            for op in ("softmax", "log_softmax")
+            for dim in (2, -3)
+        ),
+        *(
+            BadCall("dropout", f"p_{p}", {"input": zeros(3), "p": p}, ("p", "0", "1", str(p)))
+            for p in (-0.5, 1.5)
+        ),
+        BadCall(
+            "dropout", "p_in_eval", {"input": zeros(3), "p": 1.5, "training": False}, ("p", "1.5")
+        ),
+    ]
+
+
+def _linear() -> list[BadCall]:
+    x, w = zeros(3, 4), zeros(2, 4)
+    return [
+        BadCall("linear", "features", {"input": x, "weight": zeros(2, 5)}, ("input", "5", "4")),
+        BadCall("linear", "bias", {"input": x, "weight": w, "bias": zeros(3)}, ("bias", "2", "3")),
+        BadCall(
+            "linear",
+            "dtype",
+            {"input": x, "weight": w.double()},
+            ("weight", "float32", "float64"),
+        ),
+        BadCall("linear", "scalar", {"input": zeros(()), "weight": w}, ("input", "dim")),
+    ]
+
+
+def _class_losses() -> list[BadCall]:
+    x = zeros(2, 4)
+    label = {
+        "label_high": ({"target": indices(0, 7)}, ("target", "7", "4")),
+        "label_negative": ({"target": indices(0, -1)}, ("target", "-1", "4")),
+        "label_high_in_image": (
+            {"input": zeros(2, 4, 3), "target": torch.full((2, 3), 7)},
+            ("target", "7", "4"),
+        ),
+        "batch": ({"target": indices(0, 0, 0)}, ("target", "2", "3")),
+        "image_size": (
+            {"input": zeros(2, 4, 3), "target": torch.zeros(2, 5, dtype=torch.long)},
+            ("target", "3", "5"),
+        ),
+        "float_target": ({"target": zeros(2)}, ("target", "float32")),
+        "weight": ({"target": indices(0, 0), "weight": zeros(5)}, ("weight", "4", "5")),
+        "reduction": ({"target": indices(0, 0), "reduction": "avg"}, ("reduction", "avg")),
+        "weight_requires_grad": (
+            {"target": indices(0, 0), "weight": ones(4, requires_grad=True)},
+            ("weight", "not differentiable"),
+        ),
+    }
+    cross_entropy = {
+        "label_high_smoothed": (
+            {"target": indices(0, 7), "label_smoothing": 0.1},
+            ("target", "7", "4"),
+        ),
+        "probabilities": ({"target": zeros(2, 5)}, ("target", "4", "5")),
+        "label_smoothing": (
+            {"target": indices(0, 0), "label_smoothing": 1.5},
+            ("label_smoothing", "0", "1", "1.5"),
+        ),
+        "integer_probabilities": (
+            {"target": torch.zeros(2, 4, dtype=torch.long)},
+            ("target", "int64"),
+        ),
+        "ignore_index": ({"target": x, "ignore_index": 1}, ("ignore_index",)),
+    }
+    return [
+        BadCall(op, mistake, {"input": x} | arguments, mentions)
+        for op, table in {
+            "nll_loss": label
+            | {"scalar": ({"input": zeros(()), "target": torch.tensor(0)}, ("input", "dim"))},
+            "cross_entropy": label | cross_entropy,
+        }.items()
+        for mistake, (arguments, mentions) in table.items()
+    ]
+
+
+def _elementwise_losses() -> list[BadCall]:
+    half = ones(2, 3) / 2
+    shape = {"input": half, "target": zeros(2, 4)}
+    return [
+        *(
+            BadCall(op, "shape", shape, ("target", "2, 3", "2, 4"))
+            for op in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
+        ),
+        *(
+            BadCall(
+                op,
+                "reduction",
+                {"input": half, "target": half, "reduction": "avg"},
+                ("reduction", "avg"),
+            )
+            for op in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
+        ),
+        BadCall(
+            "binary_cross_entropy",
+            "probability",
+            {"input": half + 2, "target": half},
+            ("input", "0", "1"),
+        ),
+        BadCall(
+            "binary_cross_entropy",
+            "target",
+            {"input": half, "target": half + 2},
+            ("target", "0", "1"),
+        ),
+        *(
+            BadCall(
+                op,
+                "weight",
+                {"input": half, "target": half, "weight": zeros(4)},
+                ("weight", "4", "3"),
+            )
+            for op in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
+        ),
+        *(
+            BadCall(
+                op,
+                f"{weight}_requires_grad",
+                {"input": half, "target": half, weight: ones(2, 3, requires_grad=True)},
+                (weight, "not differentiable"),
+            )
+            for op, weight in (
+                ("binary_cross_entropy", "weight"),
+                ("binary_cross_entropy_with_logits", "weight"),
+                ("binary_cross_entropy_with_logits", "pos_weight"),
+            )
+        ),
+        BadCall(
+            "binary_cross_entropy_with_logits",
+            "pos_weight",
+            {"input": half, "target": half, "pos_weight": zeros(4)},
+            ("pos_weight", "4", "3"),
+        ),
+    ]
+
+
+def _batch_norm() -> list[BadCall]:
+    absent = {"running_mean": None, "running_var": None}
+    statistics = {"running_mean": zeros(3), "running_var": ones(3)}
+    x, train = zeros(2, 3), {"training": True}
+    return [
+        BadCall(
+            "batch_norm",
+            mistake,
+            {"input": x} | arguments,
+            mentions,
+        )
+        for mistake, arguments, mentions in (
+            ("one_value", {"input": zeros(1, 3)} | absent | train, ("input", "1", "1, 3")),
+            (
+                "one_value_image",
+                {"input": zeros(1, 3, 1, 1)} | absent | train,
+                ("input", "1", "1, 3, 1, 1"),
+            ),
+            ("no_statistics", absent, ("running_mean",)),
+            ("weight", {"weight": zeros(4)} | absent | train, ("weight", "3", "4")),
+            ("bias", {"weight": zeros(3), "bias": zeros(4)} | absent | train, ("bias", "3", "4")),
+            ("mean", statistics | {"running_mean": zeros(4)}, ("running_mean", "3", "4")),
+            ("variance", statistics | {"running_var": zeros(4)}, ("running_var", "3", "4")),
+            ("eps", {"eps": 0.0} | absent | train, ("eps", "positive", "0.0")),
+            ("eps_in_eval", {"eps": -1.0} | statistics, ("eps", "-1.0")),
+            ("vector", {"input": zeros(3)} | statistics, ()),
+        )
+    ]
+
+
+def _convolutions() -> list[BadCall]:
+    calls = []
+    for op, size in (("conv1d", (5,)), ("conv2d", (5, 5))):
+        kernel = (3,) * len(size)
+        x, w = zeros(2, 3, *size), zeros(4, 3, *kernel)
+        calls += [
+            BadCall(op, mistake, {"input": x, "weight": w} | arguments, mentions)
+            for mistake, arguments, mentions in (
+                ("channels", {"weight": zeros(4, 2, *kernel)}, ("input", "2", "3")),
+                ("bias", {"bias": zeros(3)}, ("bias", "4", "3")),
+                ("groups", {"groups": 3, "weight": zeros(4, 1, *kernel)}, ("groups", "3", "4")),
+                ("group_channels", {"groups": 2}, ("groups", "6", "3")),
+                ("no_group", {"groups": 0}, ("groups", "positive")),
+                ("same_strided", {"stride": 2, "padding": "same"}, ("padding", "same", "stride")),
+                ("padding_name", {"padding": "full"}, ("padding", "full")),
+                ("kernel_size", {"input": zeros(2, 3, *kernel[1:], 2)}, ("kernel size", "3", "2")),
+                ("dimensions", {"input": zeros(2, 3, 1, 1, *size)}, ("input", op)),
+                ("stride", {"stride": 0}, ("stride", "positive")),
+                ("padding", {"padding": -1}, ("padding", "negative")),
+                ("dilation", {"dilation": 0}, ("dilation", "positive")),
+                ("stride_length", {"stride": (1, 1, 1)}, ("stride", "[1, 1, 1]")),
+                ("dtype", {"weight": w.double()}, ("input", "weight", "float", "double")),
+            )
+        ]
+    return calls
+
+
+def _pooling() -> list[BadCall]:
+    shared = (
+        ("padding", {"padding": 2}, ("pad", "kernel", "2")),
+        ("negative_padding", {"padding": -1}, ("pad", "-1")),
+        ("kernel_size", {"kernel_size": 5}, ("input size", "4", "too small")),
+        ("stride", {"stride": 0}, ("stride", "zero")),
+        ("kernel_length", {"kernel_size": (2, 2, 2)}, ("kernel_size", "two")),
+        ("no_channel", {"input": zeros(1, 0, 4, 4)}, ("input", "3D", "4D", "[1, 0, 4, 4]")),
+        ("dimensions", {"input": zeros(4, 4)}, ()),
+    )
+    own = {
+        "max_pool2d": (("dilation", {"dilation": 0}, ("dilation", "greater than zero")),),
+        "avg_pool2d": (("divisor", {"divisor_override": 0}, ("divisor", "zero")),),
+    }
+    return [
+        BadCall(op, mistake, {"input": zeros(1, 1, 4, 4), "kernel_size": 2} | arguments, mentions)
+        for op, table in own.items()
+        for mistake, arguments, mentions in shared + table
+    ]
+
+
+BAD_CALLS: tuple[BadCall, ...] = (
+    *_elementwise(),
+    *_linear(),
+    *_class_losses(),
+    *_elementwise_losses(),
+    *_batch_norm(),
+    *_convolutions(),
+    *_pooling(),
+)
