@@ -1,0 +1,62 @@
+"""Which dtype an op computes in: autocast policies and accumulation of half precision."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast to the active autocast dtype, as torch does for matmuls and convolutions.
+
+    Identity outside autocast. Like torch's own policy, float64 and non-floating tensors pass
+    through. ``torch.amp.custom_fwd`` cannot be used instead: it breaks with ``setup_context``.
+    """
+    device_type = _device_type(tensors)
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype)
+        for t in tensors
+    )
+
+
+def full_precision(*tensors: Tensor | None, on_cpu: bool = True) -> tuple[Any, ...]:
+    """Cast half precision to float32 under autocast, as torch does for losses and exponentials.
+
+    Args:
+        *tensors: Any tensors or ``None``; those not of half precision pass through.
+        on_cpu: False for the ops (softmax, log, ...) that torch leaves alone on CPU.
+    """
+    device_type = _device_type(tensors)
+    if not torch.is_autocast_enabled(device_type) or (device_type == "cpu" and not on_cpu):
+        return tensors
+    return tuple(t if t is None else widen(t) for t in tensors)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return float16 and bfloat16 as float32, anything else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Evaluate ``formula`` in float32 for half tensors and round once, as ATen's kernels do.
+
+    The result has the dtype of the formula's first argument.
+    """
+
+    @functools.wraps(formula)
+    def wide(first: Tensor, *args: object) -> Tensor:
+        if first.dtype not in (torch.float16, torch.bfloat16):
+            return formula(first, *args)
+        widened = [widen(a) if isinstance(a, Tensor) else a for a in args]
+        return formula(first.float(), *widened).to(first.dtype)
+
+    return wide
+
+
+def _device_type(tensors: tuple[Tensor | None, ...]) -> str:
+    return next(t.device.type for t in tensors if t is not None)

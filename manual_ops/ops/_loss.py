@@ -1,0 +1,96 @@
+"""What the elementwise losses share: reduction, its legacy arguments, and the chain rule."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import _reduction
+
+from .._apply import bind
+
+
+def resolve_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """Return the reduction that torch's deprecated ``size_average`` and ``reduce`` stand for.
+
+    Raises:
+        ValueError: ``reduction`` is none of ``none``, ``mean``, ``sum``.
+    """
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_string(size_average, reduce)
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(
+            f"{reduction} is not a valid value for reduction: expected none, mean or sum"
+        )
+    return reduction
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """Apply ``reduction`` to elementwise losses (or to their tangents: it is linear)."""
+    if reduction == "none":
+        return values
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def bind_pointwise_loss(
+    forward: Callable[..., Tensor],
+    input_slope: Callable[..., Tensor],
+    target_slope: Callable[..., Tensor],
+) -> Callable[..., Any]:
+    """Return a callable that runs ``L = reduce_i l(x[i], t[i], *weights[i])``.
+
+    Backward:  dL/dx[i] = r dL/dL[i] * dl/dx[i], likewise for t; r = 1/N for the mean, else 1
+    Tangent:   L' = reduce_i (dl/dx[i] x'[i] + dl/dt[i] t'[i])
+
+    Args:
+        forward: ``(input, target, *weights, reduction) -> loss``; input and target of one shape.
+        input_slope: ``(factor, input, target, *weights) -> factor * dl/dx``.
+        target_slope: The same with dl/dt.
+    """
+
+    class PointwiseLoss(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(
+            input: Tensor, target: Tensor, reduction: str, *weights: Tensor | None
+        ) -> Tensor:
+            return forward(input, target, *weights, reduction)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            input, target, ctx.reduction, *weights = inputs
+            ctx.save_for_backward(input, target, *weights)
+            ctx.save_for_forward(input, target, *weights)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            input, target, *weights = ctx.saved_tensors
+            if ctx.reduction == "mean":
+                grad_output = grad_output / max(input.numel(), 1)
+            grad_input = grad_target = None
+            if ctx.needs_input_grad[0]:
+                grad_input = input_slope(grad_output, input, target, *weights)
+            if ctx.needs_input_grad[1]:
+                grad_target = target_slope(grad_output, input, target, *weights)
+            return grad_input, grad_target, None, *(None for _ in weights)
+
+        @staticmethod
+        def jvp(ctx: Any, input_tangent: Tensor, target_tangent: Tensor, *_: None) -> Tensor:
+            saved = ctx.saved_tensors
+            tangent = input_slope(input_tangent, *saved)
+            if target_tangent is not None:
+                tangent = tangent + target_slope(target_tangent, *saved)
+            return reduced(tangent, ctx.reduction)
+
+    return bind(PointwiseLoss)
+
+
+def refuse_grad(op: str, **weights: Tensor | None) -> None:
+    """Raise torch's error where a weight that has no gradient formula requires grad."""
+    for name, weight in weights.items():
+        if weight is not None and weight.requires_grad:
+            raise RuntimeError(
+                f"{op} is not differentiable with respect to argument '{name}'. "
+                "This input cannot have requires_grad True."
+            )

@@ -1,0 +1,134 @@
+"""Average over windows.
+
+Index convention: ``u`` output position, ``k`` position in the window, s stride, P padding; x is
+0 outside its range, z[u] is the divisor of window u.
+
+Forward:   y[u]     = sum_k x[s u + k - P] / z[u]
+Backward:  dL/dx[q] = sum_{k, u: s u + k - P = q} dL/dy[u] / z[u]
+Tangent:   y' = the same average of x'
+
+The function is linear; backward is its transpose, a transposed convolution of dL/dy / z with a
+kernel of ones, plane by plane. z is the window's size, padding included or not, or a given
+number. Nothing is saved. Source: LeCun et al., Gradient-Based Learning Applied to Document
+Recognition (1998), section II-B.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from ._sizes import IntOrTuple, as_tuple
+
+
+class _AvgPool2d(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, *settings: Any) -> Tensor:
+        return torch.nn.functional.avg_pool2d(input, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, *ctx.settings = inputs
+        ctx.input_shape = input.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_input = _spread(grad_output, ctx.input_shape, *ctx.settings)
+        return grad_input, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
+        return torch.nn.functional.avg_pool2d(input_tangent, *ctx.settings)
+
+
+def _spread(
+    grad_output: Tensor,
+    input_shape: torch.Size,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    sizes, outputs = input_shape[-2:], grad_output.shape[-2:]
+    if divisor_override is not None:
+        shares = grad_output / divisor_override
+    elif count_include_pad and not ceil_mode:
+        shares = grad_output / (kernel[0] * kernel[1])
+    else:  # windows at the border are smaller
+        rows, columns = (
+            _counts(*args, count_include_pad, grad_output)
+            for args in zip(sizes, outputs, kernel, stride, padding, strict=True)
+        )
+        shares = grad_output / (rows[:, None] * columns)
+    ones = grad_output.new_ones(input_shape[-3], 1, *kernel)
+    # The padding is cut off afterwards: with ceil_mode the windows can reach further than it.
+    reached = [(u - 1) * s + k for u, s, k in zip(outputs, stride, kernel, strict=True)]
+    left_over = [max(p + q - r, 0) for p, q, r in zip(padding, sizes, reached, strict=True)]
+    grad_padded = torch.conv_transpose2d(
+        shares, ones, None, stride, 0, left_over, groups=input_shape[-3]
+    )
+    return grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
+
+
+def _counts(
+    size: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    with_padding: bool,
+    like: Tensor,
+) -> Tensor:
+    """Elements of each window along one dim, ``(outputs,)``."""
+    starts = torch.arange(outputs, device=like.device) * stride - padding
+    ends = (starts + kernel).clamp(max=size + padding)
+    if not with_padding:
+        starts, ends = starts.clamp(min=0), ends.clamp(max=size)
+    return (ends - starts).to(like.dtype)
+
+
+_avg_pool2d = bind(_AvgPool2d)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Take the mean of each window; drop-in for :func:`torch.nn.functional.avg_pool2d`.
+
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``.
+        kernel_size: Height and width of a window; one number or two, like the next two.
+        stride: Step of the window; ``None`` for ``kernel_size``.
+        padding: Zeros added at both ends, at most half of ``kernel_size``.
+        ceil_mode: Also take windows that start inside and end outside.
+        count_include_pad: Whether padding counts in the divisor.
+        divisor_override: Divide by this instead; not 0.
+
+    Returns:
+        ``(N, C, H_out, W_out)``, or without N.
+
+    Raises:
+        RuntimeError: Shapes or settings that do not fit.
+    """
+    output: Tensor = _avg_pool2d(
+        input,
+        as_tuple(kernel_size, 2),
+        as_tuple(kernel_size if stride is None else stride, 2),
+        as_tuple(padding, 2),
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+    )
+    return output

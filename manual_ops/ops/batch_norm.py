@@ -1,0 +1,283 @@
+"""Batch normalisation over all dims but the channels.
+
+Index convention: ``c`` channel (dim 1), ``n`` the N positions of a channel (batch and trailing
+dims). m[c], v[c] mean and variance, r[c] = 1 / sqrt(v[c] + eps), h = (x - m) r the normalised
+input, w weight (1 if None), b bias (0 if None), g = dL/dy.
+
+Forward:   y[n, c] = h[n, c] w[c] + b[c]
+Training:  m[c] = sum_n x[n, c] / N,  v[c] = sum_n (x[n, c] - m[c])^2 / N
+Backward:  dL/db[c]    = sum_n g[n, c]
+           dL/dw[c]    = sum_n g[n, c] h[n, c]
+           dL/dx[n, c] = w r (g[n, c] - dL/db / N - h[n, c] dL/dw / N)
+Evaluation: m and v are the running statistics, constants, so dL/dx[n, c] = w r g[n, c]
+
+Derivation of dL/dx in training: dm/dx[n] = 1/N, dr/dx[n] = -r^3 (x[n] - m)/N = -r^2 h[n]/N, and
+so dh[k]/dx[n] = r (delta_kn - 1/N) - r h[k] h[n]/N; multiply by w g[k] and sum over k.
+The two sums are taken over g and g x, and dL/dx is evaluated as A g + B x + C with one number
+A, B, C for each channel: two passes over memory, and no product kept.
+
+Second and higher orders: m and r are computed in forward and used in backward. Saved as
+constants they would give a wrong second derivative that first-order checks do not notice. They
+are therefore outputs of the Function, and what reaches them as cotangents enters B and C:
+           dL/dx[n, c] += dL/dm / N - dL/dr r^3 (x[n, c] - m) / N
+Source: Ioffe and Szegedy, Batch Normalization (2015), section 3.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind, may_overwrite
+from .._precision import widen
+
+
+class _TrainingBatchNorm(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, n = widen(input), _positions(input)
+        variance, mean = torch.var_mean(x, _over_positions(x), correction=0)
+        rstd = torch.rsqrt(variance + eps)
+        output = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
+        if weight is not None:
+            output = output * _per_channel(weight, x)
+        if bias is not None:
+            output = output + _per_channel(bias, x)
+        return output.to(input.dtype), mean, rstd, variance * (n / max(n - 1, 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, weight, _bias, _eps = inputs
+        _output, mean, rstd, unbiased_variance = output
+        ctx.mark_non_differentiable(unbiased_variance)  # it only feeds the running statistics
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, mean, rstd)
+        ctx.save_for_forward(input, weight, mean, rstd)
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_mean: Tensor | None,
+        grad_rstd: Tensor | None,
+        _grad_variance: None,
+    ) -> tuple[Tensor | None, ...]:
+        input, weight, mean, rstd = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        x, n = widen(input), max(_positions(input), 1)
+        slope = 0 * rstd if grad_rstd is None else -grad_rstd * rstd**3 / n
+        constant = 0 * mean if grad_mean is None else grad_mean / n
+        grad_input = grad_weight = grad_bias = None
+        if grad_output is None:  # only the statistics were differentiated
+            constant = _per_channel(constant - slope * mean, x)
+            grad_input = torch.addcmul(constant, x, _per_channel(slope, x))
+            return grad_input.to(input.dtype), None, None, None
+        g = widen(grad_output)
+        grad_bias = g.sum(_over_positions(x))
+        grad_weight = (_sum_of_products(g, x) - mean * grad_bias) * rstd
+        if needs_input:
+            scale = rstd if weight is None else rstd * weight
+            slope = slope - scale * rstd * grad_weight / n
+            constant = constant - scale * grad_bias / n - slope * mean
+            grad_input = torch.addcmul(_per_channel(constant, x), x, _per_channel(slope, x))
+            addcmul = torch.Tensor.addcmul_ if may_overwrite(grad_output) else torch.addcmul
+            grad_input = addcmul(grad_input, g, _per_channel(scale, x)).to(input.dtype)
+        return (
+            grad_input,
+            grad_weight.to(weight.dtype) if needs_weight else None,
+            grad_bias.to(weight.dtype) if needs_bias else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor,
+        weight_tangent: Tensor | None,
+        bias_tangent: Tensor | None,
+        _eps: None,
+    ) -> tuple[Tensor | None, ...]:
+        input, weight, mean, rstd = ctx.saved_tensors
+        over = _over_positions(input)
+        tangent = widen(input_tangent)
+        centred = widen(input) - _per_channel(mean, input)
+        mean_tangent = tangent.mean(over)
+        rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
+        output_tangent = (tangent - _per_channel(mean_tangent, input)) * _per_channel(rstd, input)
+        output_tangent = output_tangent + centred * _per_channel(rstd_tangent, input)
+        if weight is not None:
+            output_tangent = output_tangent * _per_channel(weight, input)
+        if weight_tangent is not None:
+            output_tangent = output_tangent + centred * _per_channel(rstd * weight_tangent, input)
+        if bias_tangent is not None:
+            output_tangent = output_tangent + _per_channel(bias_tangent, input)
+        return output_tangent.to(input.dtype), mean_tangent, rstd_tangent, None
+
+
+def _fused_forward(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
+    # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
+    statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
+    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    output, mean, rstd = torch.native_batch_norm(
+        input, weight, bias, statistics[0], statistics[1], True, 1.0, eps
+    )
+    return output, mean, rstd, statistics[1]
+
+
+class _EvaluationBatchNorm(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+    ) -> Tensor:
+        return torch.nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training=False, eps=eps
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _bias, running_mean, running_var, ctx.eps = inputs
+        # The input is needed for the weight's gradient only.
+        kept = input if ctx.needs_input_grad[1] else None
+        ctx.input_dtype = input.dtype
+        ctx.save_for_backward(kept, weight, running_mean, running_var)
+        ctx.save_for_forward(input, weight, running_mean, running_var)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, variance = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        g = widen(grad_output)
+        rstd = torch.rsqrt(widen(variance) + ctx.eps)
+        grad_input = grad_weight = grad_bias = None
+        if needs_input:
+            scale = rstd if weight is None else rstd * weight
+            grad_input = (g * _per_channel(scale, g)).to(ctx.input_dtype)
+        if needs_bias or needs_weight:
+            grad_bias = g.sum(_over_positions(g))
+        if needs_weight:
+            grad_weight = (_sum_of_products(g, widen(input)) - mean * grad_bias) * rstd
+        return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor,
+        weight_tangent: Tensor | None,
+        bias_tangent: Tensor | None,
+        *_: Any,
+    ) -> Tensor:
+        input, weight, mean, variance = ctx.saved_tensors
+        rstd = torch.rsqrt(widen(variance) + ctx.eps)
+        scale = rstd if weight is None else rstd * weight
+        tangent = input_tangent * _per_channel(scale, input)
+        if weight_tangent is not None:
+            centred = input - _per_channel(mean, input)
+            tangent = tangent + centred * _per_channel(rstd * weight_tangent, input)
+        if bias_tangent is not None:
+            tangent = tangent + _per_channel(bias_tangent, input)
+        return tangent.to(input.dtype)
+
+
+def _over_positions(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def _positions(x: Tensor) -> int:
+    return x.numel() // max(x.shape[1], 1)
+
+
+def _per_channel(channels: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``(C,)`` to broadcast along dim 1 of ``like``."""
+    return channels.reshape(-1, *(1 for _ in range(like.dim() - 2)))
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(_over_positions(a))
+
+
+_training_batch_norm = bind(_TrainingBatchNorm, eager_forward=_fused_forward)
+_evaluation_batch_norm = bind(_EvaluationBatchNorm)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise every channel; drop-in for :func:`torch.nn.functional.batch_norm`.
+
+    Unlike torch's, right at every order of reverse and forward mode, also when training.
+
+    Args:
+        input: ``(N, C, *)``, ``*`` any number of dims including none.
+        running_mean: ``(C,)``. In training it is moved towards the batch's mean, in place;
+            otherwise it is what is subtracted. ``None`` in training: not tracked.
+        running_var: ``(C,)``, likewise with the unbiased variance.
+        weight: ``(C,)`` or ``None`` for 1.
+        bias: ``(C,)`` or ``None`` for 0.
+        training: Normalise by the batch's own statistics.
+        momentum: Share of the batch's statistics in the running ones.
+        eps: Added to the variance.
+
+    Returns:
+        Same shape, dtype and memory format as ``input``.
+
+    Raises:
+        ValueError: One value per channel in training; ``eps`` not positive (training), negative.
+        RuntimeError: A per-channel argument of another length than C; no running statistics in
+            evaluation.
+    """
+    _check(input, training, eps, running_mean, running_var, weight, bias)
+    output: Tensor
+    if not training:
+        output = _evaluation_batch_norm(input, weight, bias, running_mean, running_var, eps)
+        return output
+    output, mean, _rstd, unbiased_variance = _training_batch_norm(input, weight, bias, eps)
+    # Outside the Function: an in-place change inside it would be hidden from autograd.
+    for running, batch in ((running_mean, mean), (running_var, unbiased_variance)):
+        if running is not None:
+            running.mul_(1 - momentum).add_(batch.detach(), alpha=momentum)
+    return output
+
+
+def _check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
+    if input.dim() < 2:
+        raise RuntimeError(f"batch_norm: expected input (N, C, *), got {tuple(input.shape)}")
+    if training and input.numel() == input.shape[1] > 0:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, "
+            f"got input size {tuple(input.shape)}"
+        )
+    if eps < 0 or (training and eps == 0):
+        bound = "positive during training" if training else "non-negative"
+        raise ValueError(f"batch_norm eps must be {bound}, but got {eps}")
+    names = ("running_mean", "running_var", "weight", "bias")
+    for name, tensor in zip(names, channels, strict=True):
+        if tensor is None:
+            if name.startswith("running") and not training:
+                raise RuntimeError(f"batch_norm: expected {name} in evaluation, got None")
+        elif tensor.numel() != input.shape[1]:
+            raise RuntimeError(
+                f"batch_norm: expected {name} to contain {input.shape[1]} elements "
+                f"for input {tuple(input.shape)}, got {tuple(tensor.shape)}"
+            )

@@ -1,0 +1,270 @@
+"""Convolution (cross-correlation) over any number of spatial dims.
+
+Index convention: ``n`` batch, ``i`` in-channels, ``o`` out-channels, ``u`` output position, ``k``
+kernel position; s stride, d dilation, P padding; x is 0 outside its range.
+
+Forward:   y[n, o, u]     = b[o] + sum_{i, k} x[n, i, s u + d k - P] W[o, i, k]
+Backward:  dL/dx[n, i, q] = sum_{o, k, u: s u + d k - P = q} dL/dy[n, o, u] W[o, i, k]
+           dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]
+           dL/db[o]       = sum_{n, u} dL/dy[n, o, u]
+Tangent:   y' = conv(x', W) + conv(x, W') + b'
+
+Both gradients are convolutions again. dL/dx scatters every dL/dy[u] over the positions q it came
+from: the transposed convolution of dL/dy with W, whose output padding makes up for the positions
+that the stride left over. dL/dW is the convolution of x with dL/dy as kernel, where n is the
+summed channel, i the batch, u the kernel position and k the output position, so stride and
+dilation change places:
+           dL/dW[o, i, k] = sum_{n, u} x^T[i, n, d k + s u - P] dL/dy^T[o, n, u]
+With groups the channels of each group are convolved among themselves, in both directions.
+Source: Dumoulin and Visin, A Guide to Convolution Arithmetic (2016), chapter 4; Goodfellow,
+Bengio, Courville, Deep Learning (2016), section 9.5.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from .._precision import lower_precision
+from ._sizes import IntOrTuple, as_tuple
+
+
+class _Convolution(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> Tensor:
+        no_output_padding = (0,) * len(stride)
+        return torch.convolution(
+            input, weight, bias, stride, padding, dilation, False, no_output_padding, groups
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _bias, *ctx.geometry = inputs
+        ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
+        needs_input, needs_weight, *_ = ctx.needs_input_grad
+        # A frozen weight needs no input for its gradient, and the other way round.
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.save_for_forward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = _input_gradient(grad_output, weight, ctx.input_shape, *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+        return grad_input, grad_weight, grad_bias, None, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor,
+        weight_tangent: Tensor,
+        bias_tangent: Tensor | None,
+        *_: None,
+    ) -> Tensor:
+        input, weight = ctx.saved_tensors
+        tangent = _Convolution.forward(input_tangent, weight, bias_tangent, *ctx.geometry)
+        return tangent + _Convolution.forward(input, weight_tangent, None, *ctx.geometry)
+
+
+def _input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_shape: torch.Size,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    reached = [
+        (u - 1) * s - 2 * p + d * (k - 1) + 1
+        for u, s, p, d, k in zip(
+            grad_output.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    left_over = [q - r for q, r in zip(input_shape[2:], reached, strict=True)]
+    return torch.convolution(
+        grad_output, weight, None, stride, padding, dilation, True, left_over, groups
+    )
+
+
+def _weight_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    weight_shape: torch.Size,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    if input.numel() == 0:
+        return input.new_zeros(weight_shape)
+    _, in_channels_of_group, *kernel = weight_shape
+    # (n, group i) -> (i, group n) and (n, o) -> (o, n): the batch becomes the summed channel.
+    batch = input.shape[0]
+    as_input = (
+        input.unflatten(1, (groups, in_channels_of_group))
+        .movedim((2, 1), (0, 1))
+        .reshape(in_channels_of_group, groups * batch, *input.shape[2:])
+    )
+    no_output_padding = (0,) * len(stride)
+    grad = torch.convolution(
+        as_input,
+        grad_output.transpose(0, 1),
+        None,
+        dilation,
+        padding,
+        stride,
+        False,
+        no_output_padding,
+        groups,
+    )
+    # A stride can leave input rows unread; they show as kernel positions past the last.
+    for dim, k in enumerate(kernel, start=2):
+        grad = grad.narrow(dim, 0, k)
+    return grad.transpose(0, 1)
+
+
+_convolution = bind(_Convolution)
+
+
+def _convolve(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> Tensor:
+    dims = int(name[4])
+    if weight.dim() != dims + 2 or input.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"{name}: expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input and "
+            f"{dims + 2}D weight, got input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+        )
+    strides, dilations = as_tuple(stride, dims), as_tuple(dilation, dims)
+    if isinstance(padding, str):
+        input, paddings = _resolve_padding(padding, input, weight, strides, dilations)
+    else:
+        paddings = as_tuple(padding, dims)
+    input_, weight_, bias_ = lower_precision(input, weight, bias)
+    unbatched = input.dim() == dims + 1
+    output: Tensor = _convolution(
+        input_.unsqueeze(0) if unbatched else input_,
+        weight_,
+        bias_,
+        strides,
+        paddings,
+        dilations,
+        groups,
+    )
+    return output.squeeze(0) if unbatched else output
+
+
+def _resolve_padding(
+    padding: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the input and the padding that ``valid`` or ``same`` stands for.
+
+    Where ``same`` needs an odd total, the input comes back padded at its far end.
+    """
+    if padding == "valid":
+        return input, (0,) * len(stride)
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: expected 'valid' or 'same', got {padding!r}")
+    if any(s != 1 for s in stride):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions: {stride}")
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(total % 2 for total in totals):
+        warnings.warn(
+            "Using padding='same' with even kernel lengths and odd dilation may require a "
+            "zero-padded copy of the input be created",
+            stacklevel=4,
+        )
+        input = torch.nn.functional.pad(
+            input, [extra for total in reversed(totals) for extra in (0, total % 2)]
+        )
+    return input, tuple(total // 2 for total in totals)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve over one dim; drop-in for :func:`torch.nn.functional.conv1d`.
+
+    Args:
+        input: ``(N, C_in, L)`` or ``(C_in, L)``.
+        weight: ``(C_out, C_in / groups, K)``.
+        bias: ``(C_out,)`` or ``None``.
+        stride: Step of the kernel, >= 1.
+        padding: Zeros added at both ends, ``"valid"`` (none) or ``"same"`` (output length L).
+        dilation: Distance between kernel elements, >= 1.
+        groups: Number of separate groups of channels; divides C_in and C_out.
+
+    Returns:
+        ``(N, C_out, (L + 2 padding - dilation (K - 1) - 1) // stride + 1)``, or without N; in the
+        autocast dtype under autocast.
+
+    Raises:
+        RuntimeError: Shapes, dtypes or settings that do not fit.
+    """
+    return _convolve("conv1d", input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve over two dims; drop-in for :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: ``(N, C_in, H, W)`` or ``(C_in, H, W)``.
+        weight: ``(C_out, C_in / groups, K_h, K_w)``.
+        bias: ``(C_out,)`` or ``None``.
+        stride: Step of the kernel, >= 1; one number or one for each dim, like the next two.
+        padding: Zeros added at both ends, ``"valid"`` (none) or ``"same"`` (output size H, W).
+        dilation: Distance between kernel elements, >= 1.
+        groups: Number of separate groups of channels; divides C_in and C_out.
+
+    Returns:
+        ``(N, C_out, H_out, W_out)`` with H_out, W_out as in :func:`conv1d`, or without N; in the
+        autocast dtype under autocast.
+
+    Raises:
+        RuntimeError: Shapes, dtypes or settings that do not fit.
+    """
+    return _convolve("conv2d", input, weight, bias, stride, padding, dilation, groups)

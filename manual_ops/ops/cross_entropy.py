@@ -1,0 +1,244 @@
+"""Softmax cross-entropy of logits.
+
+Index convention: ``n`` runs over all samples (batch and trailing dims), ``c`` over the C classes.
+x logits, p = softmax(x), lse[n] = log sum_c exp(x[n, c]), w class weights (1 without), e label
+smoothing. A target is a distribution m over classes, given as probabilities q, or as an index t,
+where it is one-hot:
+
+           m[n, c] = w[c] ((1 - e) q[n, c] + e / C)                      probabilities
+           m[n, c] = (1 - e) a[n] (c = t[n]) + (e / C) w[c] (valid n)    index; a as in nll_loss
+
+Forward:   l[n] = -sum_c m[n, c] log p[n, c] = sum_c m[n, c] (lse[n] - x[n, c])
+           L = l (none), sum_n l[n] (sum), or sum_n l[n] / N (mean); the mean over index targets
+           divides by sum_n a[n] instead
+Backward:  dl/dx[n, c] = p[n, c] sum_k m[n, k] - m[n, c]
+           dl/dq[n, c] = -w[c] (1 - e) log p[n, c]
+           dl/dw[c]    = -((1 - e) q[n, c] + e / C) log p[n, c]
+Tangent:   l'[n] = sum_c dl/dx[n, c] x'[n, c] + ..., reduced alike
+
+From d lse/dx[c] = p[c]. Nothing overflows, because log p is formed from x - max x. The logits
+are saved, and p is computed again from them: as fast as reading a saved log p, every further
+derivative is exact, and no second tensor of their size outlives the forward pass.
+Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.109; Szegedy et al.,
+Rethinking the Inception Architecture (2016), section 7, for label smoothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind, may_overwrite
+from .._precision import full_precision, widen
+from ._loss import refuse_grad, resolve_reduction
+from .nll_loss import class_dim, coefficients, row_factor
+
+
+def _index_slope(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+) -> Tensor:
+    """Return ``r[n] dl/dx[n, c]``; ``grad_output`` is dL/dl[n] or, of a reduced loss, dL."""
+    wide = widen(input)
+    dim = class_dim(input)
+    index, coefficient = coefficients(target, weight, ignore_index, wide.dtype)
+    factor = row_factor(widen(grad_output), coefficient, reduction)
+    at_target = (1 - smoothing) * coefficient * factor
+    everywhere = (smoothing / input.shape[dim]) * torch.where(target != ignore_index, factor, 0)
+    classes = input.new_ones(()) * input.shape[dim] if weight is None else widen(weight).sum()
+    mass = (at_target + everywhere * classes if smoothing else at_target).unsqueeze(dim)
+    slope = torch.softmax(wide, dim)
+    if may_overwrite(grad_output):
+        slope.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target.unsqueeze(dim))
+    else:
+        slope = (slope * mass).scatter_add(dim, index.unsqueeze(dim), -at_target.unsqueeze(dim))
+    if smoothing:
+        spread = everywhere.unsqueeze(dim)
+        slope = slope - (spread if weight is None else spread * _along(dim, widen(weight), input))
+    return slope.to(input.dtype)
+
+
+class _IndexCrossEntropy(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        smoothing: float,
+    ) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=smoothing,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, weight, *ctx.settings = inputs
+        ctx.save_for_backward(input, target, weight)
+        ctx.save_for_forward(input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_input = _index_slope(grad_output, *ctx.saved_tensors, *ctx.settings)
+        return grad_input, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
+        input, target, weight = ctx.saved_tensors
+        _, reduction, _ = ctx.settings
+        slope = _index_slope(input.new_ones(()), input, target, weight, *ctx.settings)
+        tangent = (slope * input_tangent).sum(class_dim(input))
+        return tangent if reduction == "none" else tangent.sum()
+
+
+class _ProbabilityCrossEntropy(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
+    ) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            input, target, weight, reduction=reduction, label_smoothing=smoothing
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, weight, ctx.reduction, ctx.smoothing = inputs
+        ctx.save_for_backward(input, target, weight)
+        ctx.save_for_forward(input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, weight = ctx.saved_tensors
+        dim = class_dim(input)
+        factor = widen(grad_output)
+        if ctx.reduction == "mean":
+            factor = factor / _samples(input, dim)
+        if ctx.reduction == "none":
+            factor = factor.unsqueeze(dim)
+        smoothed = _smoothed(target, ctx.smoothing, dim)
+        scale = 1 if weight is None else _along(dim, widen(weight), input)
+        grad_input = grad_target = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            target_mass = scale * smoothed
+            probabilities = torch.softmax(widen(input), dim)
+            grad_input = probabilities * target_mass.sum(dim, keepdim=True) - target_mass
+            grad_input = (factor * grad_input).to(input.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            penalty = -factor * torch.log_softmax(widen(input), dim)
+            if ctx.needs_input_grad[1]:
+                grad_target = ((1 - ctx.smoothing) * scale * penalty).to(target.dtype)
+            if ctx.needs_input_grad[2]:
+                grad_weight = _sum_but(dim, smoothed * penalty)
+        return grad_input, grad_target, grad_weight, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor,
+        target_tangent: Tensor,
+        weight_tangent: Tensor | None,
+        *_: None,
+    ) -> Tensor:
+        input, target, weight = ctx.saved_tensors
+        dim = class_dim(input)
+        smoothed = _smoothed(target, ctx.smoothing, dim)
+        scale = 1 if weight is None else _along(dim, widen(weight), input)
+        log_p = torch.log_softmax(widen(input), dim)
+        target_mass = scale * smoothed
+        slope = log_p.exp() * target_mass.sum(dim, keepdim=True) - target_mass
+        tangent = slope * input_tangent - (1 - ctx.smoothing) * scale * log_p * target_tangent
+        if weight_tangent is not None:
+            tangent = tangent - smoothed * log_p * _along(dim, weight_tangent, input)
+        rows: Tensor = tangent.sum(dim).to(input.dtype)
+        if ctx.reduction == "none":
+            return rows
+        return rows.sum() / (_samples(input, dim) if ctx.reduction == "mean" else 1)
+
+
+def _smoothed(target: Tensor, smoothing: float, dim: int) -> Tensor:
+    wide = widen(target)
+    return wide * (1 - smoothing) + smoothing / target.shape[dim] if smoothing else wide
+
+
+def _samples(input: Tensor, dim: int) -> int:
+    return max(input.numel() // max(input.shape[dim], 1), 1)
+
+
+def _along(dim: int, classes: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``(C,)`` to broadcast along ``dim`` of ``like``."""
+    return classes.reshape(-1, *(1 for _ in range(like.dim() - dim - 1)))
+
+
+def _sum_but(dim: int, x: Tensor) -> Tensor:
+    others = [d for d in range(x.dim()) if d != dim]
+    return x.sum(others) if others else x
+
+
+_index_cross_entropy = bind(_IndexCrossEntropy)
+_probability_cross_entropy = bind(_ProbabilityCrossEntropy)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Softmax cross-entropy of logits; drop-in for :func:`torch.nn.functional.cross_entropy`.
+
+    Args:
+        input: Logits ``(C,)``, ``(N, C)`` or ``(N, C, d1, ..., dK)``; finite values of any size
+            give a finite loss and gradient.
+        target: Class indices in [0, C) of shape ``()``, ``(N,)`` or ``(N, d1, ..., dK)``; or
+            probabilities of the shape and kind of ``input``.
+        weight: Factor for each class, ``(C,)``.
+        size_average: Deprecated, see ``reduction``.
+        ignore_index: Samples with this index count neither in the loss nor in the mean; only
+            for class indices.
+        reduce: Deprecated, see ``reduction``.
+        reduction: ``none``, ``mean`` (by the sum of the samples' weights; for probabilities by
+            their number) or ``sum``.
+        label_smoothing: Share in [0, 1] of the target spread evenly over all classes.
+
+    Returns:
+        A scalar, or the shape of ``target`` without the class dim for ``none``; float32 for half
+        inputs under autocast.
+
+    Raises:
+        IndexError: A class index outside [0, C), on CPU.
+        ValueError: Batch sizes differ; unknown ``reduction``.
+        RuntimeError: Other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
+            ``weight`` of class indices requires grad.
+    """
+    reduction = resolve_reduction(reduction, size_average, reduce)
+    input_, weight_ = full_precision(input, weight)
+    loss: Tensor
+    if target.shape == input.shape and target.is_floating_point():
+        (target,) = full_precision(target)
+        loss = _probability_cross_entropy(input_, target, weight_, reduction, label_smoothing)
+    else:
+        refuse_grad("cross_entropy with class indices", weight=weight)
+        loss = _index_cross_entropy(
+            input_, target, weight_, ignore_index, reduction, label_smoothing
+        )
+    return loss

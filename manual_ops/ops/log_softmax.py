@@ -1,0 +1,84 @@
+"""Logarithm of the softmax over one dim.
+
+Index convention: ``i``, ``j`` run over the dim, all others are batch dims; p = softmax(x).
+
+Forward:   y[i] = x[i] - log sum_j exp(x[j])           (the kernel subtracts max x first)
+Jacobian:  dy[i]/dx[j] = delta_ij - p[j]
+Backward:  dL/dx[j] = dL/dy[j] - p[j] sum_i dL/dy[i]
+Tangent:   y'[i] = x'[i] - sum_j p[j] x'[j]
+
+p = exp(y), so only the output is needed. Source: the log of Bridle (1990), see softmax.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from .._precision import accumulate_wide
+from .softmax import prepare
+
+
+@accumulate_wide
+def _backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
+    total = grad_output.sum(dim, keepdim=True)
+    return torch.addcmul(grad_output, output.exp(), total, value=-1)
+
+
+@accumulate_wide
+def _tangent(input_tangent: Tensor, output: Tensor, dim: int) -> Tensor:
+    return input_tangent - (output.exp() * input_tangent).sum(dim, keepdim=True)
+
+
+class _LogSoftmax(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, dim: int) -> Tensor:
+        return torch.log_softmax(input, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _input, ctx.dim = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (output,) = ctx.saved_tensors
+        return _backward(grad_output, output, ctx.dim), None
+
+    @staticmethod
+    def jvp(ctx: Any, input_tangent: Tensor, _dim: None) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return _tangent(input_tangent, output, ctx.dim)
+
+
+_log_softmax = bind(_LogSoftmax)
+
+
+def log_softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Apply ``log(softmax(x))`` over ``dim``; drop-in for torch's ``log_softmax``.
+
+    Args:
+        input: Any shape, floating dtype; finite logits of any size give finite results.
+        dim: Dim whose exponentials sum to 1. ``None`` picks one with a warning, as torch does.
+        _stacklevel: Frames between the warning and the user's code.
+        dtype: Cast ``input`` to this dtype first.
+
+    Returns:
+        Same shape as ``input``, values <= 0; float32 for half inputs under CUDA autocast.
+
+    Raises:
+        IndexError: ``dim`` out of range.
+    """
+    input, dim = prepare(input, dim, dtype, "log_softmax", _stacklevel)
+    output: Tensor = _log_softmax(input, dim)
+    return output

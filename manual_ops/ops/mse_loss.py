@@ -1,0 +1,140 @@
+"""Squared error.
+
+Index convention: ``i`` runs over all elements of input x and target t.
+
+Forward:   l[i] = (x[i] - t[i])^2
+           L = l (reduction none), sum_i l[i] (sum) or sum_i l[i] / N (mean)
+Backward:  dl/dx[i] = 2 (x[i] - t[i]),  dl/dt[i] = -2 (x[i] - t[i])
+With weights w, l[i] is multiplied by w[i] and the mean is L = sum_i w[i] l[i] / sum_i w[i]; then
+           dL/dw[i] = l[i] (none, sum),  (l[i] - L) / sum_i w[i] (mean, by the quotient rule)
+
+Source: Bishop, Pattern Recognition and Machine Learning (2006), section 3.1.1.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from .._precision import accumulate_wide, full_precision
+from ._loss import bind_pointwise_loss, reduced, resolve_reduction
+
+
+@accumulate_wide
+def _input_slope(factor: Tensor, input: Tensor, target: Tensor) -> Tensor:
+    return (input - target) * (2 * factor)
+
+
+@accumulate_wide
+def _target_slope(factor: Tensor, input: Tensor, target: Tensor) -> Tensor:
+    return (target - input) * (2 * factor)
+
+
+def _forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return torch.nn.functional.mse_loss(input, target, reduction=reduction)
+
+
+_mse_loss = bind_pointwise_loss(_forward, _input_slope, _target_slope)
+
+
+class _WeightedMSELoss(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
+        loss = (input - target).square() * weight
+        return loss.sum() / weight.sum() if reduction == "mean" else reduced(loss, reduction)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, weight, ctx.reduction = inputs
+        ctx.save_for_backward(input, target, weight)
+        ctx.save_for_forward(input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, weight = ctx.saved_tensors
+        needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
+        factor = grad_output / weight.sum() if ctx.reduction == "mean" else grad_output
+        grad_input = grad_target = grad_weight = None
+        if needs_input:
+            grad_input = _input_slope(factor * weight, input, target)
+        if needs_target:
+            grad_target = _target_slope(factor * weight, input, target)
+        if needs_weight:
+            grad_weight = factor * _weight_slope(input, target, weight, ctx.reduction)
+        return grad_input, grad_target, grad_weight, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor,
+        target_tangent: Tensor,
+        weight_tangent: Tensor,
+        _reduction: None,
+    ) -> Tensor:
+        input, target, weight = ctx.saved_tensors
+        tangent: Tensor = _input_slope((input_tangent - target_tangent) * weight, input, target)
+        tangent = tangent + weight_tangent * _weight_slope(input, target, weight, ctx.reduction)
+        if ctx.reduction == "mean":
+            return tangent.sum() / weight.sum()
+        return reduced(tangent, ctx.reduction)
+
+
+def _weight_slope(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    loss = (input - target).square()
+    return loss - (loss * weight).sum() / weight.sum() if reduction == "mean" else loss
+
+
+_weighted_mse_loss = bind(_WeightedMSELoss)
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Mean of ``(input - target)^2``; drop-in for :func:`torch.nn.functional.mse_loss`.
+
+    Args:
+        input: Any shape, floating dtype.
+        target: Same shape; another that broadcasts is taken with a warning, as in torch.
+        size_average: Deprecated, see ``reduction``.
+        reduce: Deprecated, see ``reduction``.
+        reduction: ``none``, ``mean`` or ``sum``.
+        weight: Same shape as ``input``; the mean then divides by the sum of weights.
+
+    Returns:
+        A scalar, or the broadcast shape for ``none``; float32 for half inputs under autocast.
+
+    Raises:
+        ValueError: Unknown ``reduction``; ``weight`` of another shape than ``input``.
+        RuntimeError: Shapes that do not broadcast.
+    """
+    if target.size() != input.size():
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size "
+            f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=2,
+        )
+    reduction = resolve_reduction(reduction, size_average, reduce)
+    if weight is not None and weight.size() != input.size():
+        raise ValueError(
+            "Weights and input must have the same size: "
+            f"expected weight {tuple(input.shape)}, got {tuple(weight.shape)}"
+        )
+    input_, target_, weight_ = full_precision(input, target, weight)
+    input_, target_ = torch.broadcast_tensors(input_, target_)
+    loss: Tensor
+    if weight_ is not None:
+        loss = _weighted_mse_loss(input_, target_, weight_, reduction)
+    else:
+        loss = _mse_loss(input_, target_, reduction)
+    return loss

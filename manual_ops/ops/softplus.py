@@ -1,0 +1,44 @@
+"""Smooth rectifier with sharpness ``b``.
+
+Forward:   y = log(1 + exp(b x)) / b,  and y = x where b x > threshold
+Backward:  dL/dx = dL/dy * sigmoid(b x),  and dL/dy where b x > threshold
+Tangent:   y' = x' * sigmoid(b x),  and x' where b x > threshold
+
+From dy/dx = b exp(b x) / (1 + exp(b x)) / b = sigmoid(b x). Above the threshold, where exp could
+overflow and log(1 + exp(b x)) equals b x to rounding, the function is the identity.
+Source: Dugas et al., Incorporating Second-Order Functional Knowledge (2001).
+"""
+
+import torch
+from torch import Tensor
+
+from .._apply import bind_pointwise
+from .._precision import accumulate_wide, full_precision
+
+
+@accumulate_wide
+def _chain(tangent: Tensor, input: Tensor, beta: float, threshold: float) -> Tensor:
+    scaled = input * beta
+    return torch.where(scaled > threshold, tangent, tangent * torch.sigmoid(scaled))
+
+
+_softplus = bind_pointwise(torch.nn.functional.softplus, _chain, save="input")
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """Apply ``log(1 + exp(beta x)) / beta``; drop-in for :func:`torch.nn.functional.softplus`.
+
+    Args:
+        input: Any shape, floating dtype.
+        beta: Sharpness; the function tends to ``max(x, 0)`` as it grows.
+        threshold: Where ``beta * x`` exceeds this the function is the identity.
+
+    Returns:
+        Same shape as ``input``, non-negative; float32 for half inputs under CUDA autocast.
+
+    Raises:
+        RuntimeError: Integer ``input``.
+    """
+    (input_,) = full_precision(input, on_cpu=False)
+    output: Tensor = _softplus(input_, beta, threshold)
+    return output
