@@ -185,11 +185,13 @@ def pick_layers(config: Config) -> ModuleType:
 
 
 def pick_device(config: Config) -> torch.device:
-    """Return the device to train on.
+    """Return the device to train on, set up as ``config`` asks.
 
     Raises:
         ValueError: There is no such device here.
     """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

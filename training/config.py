@@ -108,6 +108,10 @@ class Config:
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
 
+    threads: int | None = None
+    """CPU threads; PyTorch's own choice by default. Small models gain nothing from several, and
+    lose much where other programs keep the cores busy."""
+
     seed: int = 0
     """Seed of the initial weights, the order of the images, augmentation and dropout."""
 
@@ -128,7 +132,7 @@ class Config:
     """Start from the config.yaml of a former run; flags given beside it override it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "limit_train", "image_size"):
+        for name in ("epochs", "batch_size", "limit_train", "image_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")

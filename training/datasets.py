@@ -116,7 +116,7 @@ def _download(data_set: Callable[..., Any], config: Config) -> None:
         raise ValueError(
             f"{config.dataset} was not found, or not intact, in {config.data_dir.absolute()} and "
             "could not be downloaded. Name the directory that holds it with --data-dir, or train "
-            f"without a download: --dataset digits ({_first_line(error)})"
+            f"without a download: --dataset digits ({_last_line(error)})"
         ) from error
 
 
@@ -130,8 +130,8 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(":")
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _as_images(data: Any) -> Tensor:

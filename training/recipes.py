@@ -5,7 +5,7 @@ from typing import Any
 from training.config import Config, DatasetName, ModelName
 
 DEFAULT_MODEL: dict[DatasetName, ModelName] = {
-    "digits": "mnist-cnn",
+    "digits": "fashion-cnn",
     "moons": "mlp",
     "mnist": "mnist-cnn",
     "fashion-mnist": "fashion-cnn",
@@ -14,33 +14,37 @@ DEFAULT_MODEL: dict[DatasetName, ModelName] = {
     "folder": "cifar-cnn",
 }
 
+# What holds for a data set with any model,
 _DATASETS: dict[DatasetName, dict[str, Any]] = {
-    "digits": {"crop_padding": 1, "flip": False},
-    "moons": {},
-    "mnist": {"validation": 0.05, "crop_padding": 2, "flip": False},
-    "fashion-mnist": {"validation": 0.05, "crop_padding": 2},
-    "cifar10": {"validation": 0.05},
-    "cifar100": {"validation": 0.05},
-    "folder": {},
+    "digits": {"crop_padding": 1, "flip": False, "threads": 1},
+    "moons": {"threads": 1},
+    "mnist": {"validation": 0.05, "augment": True, "crop_padding": 2, "flip": False},
+    "fashion-mnist": {"validation": 0.05, "augment": True, "crop_padding": 2},
+    "cifar10": {"validation": 0.05, "augment": True},
+    "cifar100": {"validation": 0.05, "augment": True},
+    "folder": {"validation": 0.05, "augment": True},
 }
 
+# then for a model on any data set,
 _MODELS: dict[ModelName, dict[str, Any]] = {
-    "mlp": {"hidden": (300,)},
-    "mnist-cnn": {},
-    "cifar-cnn": {"epochs": 16, "augment": True},
-    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "augment": True},
-    "vgg": {"batch_norm": True, "epochs": 30, "augment": True},
+    "mlp": {"hidden": (300,), "augment": False},
+    "mnist-cnn": {"lr": 0.01},
+    "cifar-cnn": {"epochs": 16, "lr": 0.004},
+    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "lr": 0.005},
+    "vgg": {"batch_norm": True, "epochs": 30, "lr": 0.002, "weight_decay": 0.05},
 }
 
+# then for the two together.
 _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
-    ("digits", "mnist-cnn"): {"epochs": 30, "batch_size": 64, "lr": 0.01, "augment": True},
+    ("digits", "fashion-cnn"): {"epochs": 40, "batch_size": 64},
     ("moons", "mlp"): {"hidden": (32, 32), "epochs": 30, "batch_size": 32, "lr": 0.01},
-    ("mnist", "mlp"): {"hidden": (300,), "activation": "sigmoid", "epochs": 8, "lr": 0.005},
-    ("mnist", "mnist-cnn"): {"epochs": 8, "lr": 0.01, "augment": True},
+    ("mnist", "mlp"): {"activation": "sigmoid", "lr": 0.005},
+    ("mnist", "mnist-cnn"): {"epochs": 8},
     ("cifar10", "mlp"): {
         "hidden": (1000, 500, 200, 100, 100),
         "activation": "leaky_relu",
         "negative_slope": 0.002,
+        "augment": True,
     },
 }
 
