@@ -101,9 +101,10 @@ def test_only_the_gradients_asked_for_are_computed(case: OpCase) -> None:
         full = full or dict(zip(names, found, strict=True))
         for name, gradient in zip(names, found, strict=True):
             assert torch.equal(gradient, full[name]), name
-    for names, count_of in calls.items():
-        if names != case.differentiable:
-            assert count_of < calls[case.differentiable], names
+    every = calls.pop(case.differentiable)
+    for names, some in calls.items():
+        strictly = "input" not in names or "fewer operations" not in case.exempt
+        assert some < every if strictly else some <= every, f"{names}: {some} calls of {every}"
 
 
 def saved_bytes(output_of: Callable[[], Any]) -> tuple[int, set[int]]:

@@ -117,18 +117,19 @@ def test_per_sample_gradients(case: OpCase, shared: bool) -> None:
 
 
 @cases_for("vmap")
-def test_backward_through_vmap(case: OpCase) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "frozen"])
+def test_backward_through_vmap(case: OpCase, frozen: bool) -> None:
+    names = case.differentiable[: 1 if frozen else None]
     samples, stacked, _ = stack_samples(case, shared=False)
     # Batched along the last dimension here, so that no formula relies on a leading one.
     stacked = {
-        name: tensor.movedim(0, -1).requires_grad_(name in case.differentiable)
+        name: tensor.movedim(0, -1).requires_grad_(name in names)
         for name, tensor in stacked.items()
     }
     output = vmap(on_tensors(case, subject(case)), -1, randomness="same")(stacked)
-    leaves = [stacked[name] for name in case.differentiable]
-    found = torch.autograd.grad(output.square().sum(), leaves)
+    found = torch.autograd.grad(output.square().sum(), [stacked[name] for name in names])
     for i, sample in enumerate(samples):
         f, tensors = on_differentiable(case, case.reference, sample)
-        expected = torch.autograd.grad(f(*tensors).square().sum(), tensors)
+        expected = torch.autograd.grad(f(*tensors).square().sum(), tensors[: len(names)])
         for gradient, one in zip(found, expected, strict=True):
             torch.testing.assert_close(gradient[..., i], one)

@@ -121,6 +121,23 @@ def test_low_precision_input_with_float32_statistics(case: OpCase, dtype: torch.
     compare(case, arguments, lambda output: random_like(output, 1, dtype))
 
 
+def test_batch_norm_far_from_zero(device: str) -> None:
+    """A mean of 100 deviations: sums that cancel may cost a digit against torch.nn, not more."""
+    case = next(case for case in CASES if case.id == "batch_norm-train_no_statistics")
+    arguments = case.sample(torch.float32, device)
+    arguments["input"] = random_like(torch.empty(16, 3, 8, 8, device=device), 2) + 100
+    error = {}
+    truth = run(case, case.reference, cast(arguments, torch.float64), lambda o: random_like(o, 1))
+    for name, op in (("ours", subject(case)), ("torch.nn", case.reference)):
+        found = run(case, op, arguments, lambda o: random_like(o, 1))
+        error[name] = [
+            (gradient - truth.gradients[argument]).abs().max()
+            for argument, gradient in found.gradients.items()
+        ]
+    for ours, theirs in zip(error["ours"], error["torch.nn"], strict=True):
+        assert ours < 10 * theirs
+
+
 @cases_for()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(case: OpCase, dtype: torch.dtype) -> None:
