@@ -1,5 +1,6 @@
 """Call a hand-written op the fastest correct way: eagerly, under torch.func, under Dynamo."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,11 +9,13 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
-def bind(op: type[Function], eager_forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def bind(
+    op: type[Function], expects: str, eager_forward: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Return a callable that runs ``op``, with the positional signature of ``op.forward``.
 
     An op is written once, with ``forward`` free of ctx, ``setup_context``, ``backward`` and
-    ``jvp``. Four facts of torch 2.6 to 2.15 make one class too few:
+    ``jvp``. Five facts of torch 2.6 to 2.15 make one class too few:
 
     * ``apply`` of a class with ``setup_context`` calls ``inspect.signature`` every time; a class
       whose ``forward`` takes ctx does not, but only the former works under torch.func.
@@ -20,14 +23,18 @@ def bind(op: type[Function], eager_forward: Callable[..., Any] | None = None) ->
       attributes off a Function class; classes captured in a closure are fine.
     * Where Dynamo traces inside a transform, no Function can be mapped ("vmap over
       ApplyTemplate"): there PyTorch differentiates the plain formula, ``op.forward``.
+    * torch.func needs two more things of ``jvp`` and ``setup_context``, see ``_Nestable``.
     * Where nothing is to be differentiated a Function is only overhead: ``forward`` is called.
 
     Args:
-        op: Function with ``forward``, ``setup_context``, ``backward`` and ``jvp``.
+        op: Function with ``forward``, ``setup_context``, ``backward`` and ``jvp``. What it saves
+            for backward is what it saves for forward, with None for what it can do without.
+        expects: What the arguments have to be; added to the message where they are not.
         eager_forward: The same function as ``op.forward`` by a fused kernel that torch.func
             cannot map or differentiate; used outside torch.func and Dynamo.
     """
     forward, setup_context = op.forward, op.setup_context
+    names = list(inspect.signature(forward).parameters)
     eager_forward = eager_forward or forward
 
     def forward_with_ctx(ctx: Any, *args: Any) -> Any:
@@ -35,9 +42,26 @@ def bind(op: type[Function], eager_forward: Callable[..., Any] | None = None) ->
         setup_context(ctx, args, output)
         return output
 
-    members = {"backward": staticmethod(op.backward), "jvp": staticmethod(op.jvp)}
+    def nestable_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(_Nestable(ctx), inputs, output)
+
+    def nestable_jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return op.jvp(_Nestable(ctx), *tangents)
+
     eager: type[Function] = type(
-        op.__name__, (Function,), {"forward": staticmethod(forward_with_ctx), **members}
+        op.__name__,
+        (Function,),
+        {
+            "forward": staticmethod(forward_with_ctx),
+            "backward": staticmethod(op.backward),
+            "jvp": staticmethod(op.jvp),
+        },
+    )
+    transformed: type[Function] = type(
+        op.__name__,
+        (op,),
+        {"setup_context": staticmethod(nestable_setup), "jvp": staticmethod(nestable_jvp)},
     )
     traced: type[Function] = type(op.__name__, (op,), {"jvp": staticmethod(Function.jvp)})
 
@@ -46,13 +70,60 @@ def bind(op: type[Function], eager_forward: Callable[..., Any] | None = None) ->
             if torch._C._are_functorch_transforms_active():
                 return forward(*args)
             return traced.apply(*args)
-        if torch._C._are_functorch_transforms_active():
-            return op.apply(*args)
-        if _is_differentiated(args):
-            return eager.apply(*args)
-        return eager_forward(*args)
+        try:
+            if torch._C._are_functorch_transforms_active():
+                return transformed.apply(*args)
+            if _is_differentiated(args):
+                return eager.apply(*args)
+            return eager_forward(*args)
+        except _ARGUMENT_ERRORS as error:
+            if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
+                raise
+            found = ", ".join(map(_describe, names, args))
+            raise type(error)(f"{error}\nExpected {expects}.\nFound {found}.") from error
 
     return apply
+
+
+_ARGUMENT_ERRORS = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+def _describe(name: str, value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{name} {tuple(value.shape)} {value.dtype}"
+    return f"{name}={value!r}"
+
+
+class _Nestable:
+    """A ctx as torch.func's nested levels need it.
+
+    * ``vmap`` keeps one list of batch dims for what is saved for backward and for forward, the
+      later call's: both lists are made the longer one.
+    * ``jvp`` is called with forward mode switched off, so that a jvp of a jvp would silently be 0.
+      Switched on again, it needs saved tensors without the tangents that it is about to replace.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self.__dict__["_ctx"] = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._ctx, name, value)
+
+    def save_for_backward(self, *_: Tensor | None) -> None:
+        pass
+
+    def save_for_forward(self, *tensors: Tensor | None) -> None:
+        self._ctx.save_for_backward(*tensors)
+        self._ctx.save_for_forward(*tensors)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return tuple(
+            None if t is None else forward_ad.unpack_dual(t).primal for t in self._ctx.saved_tensors
+        )
 
 
 def bind_pointwise(
@@ -98,7 +169,7 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             return chain(input_tangent, saved, *ctx.params)
 
-    return bind(Pointwise)
+    return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
 
 
 def may_overwrite(grad_output: Tensor) -> bool:

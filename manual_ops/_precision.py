@@ -59,4 +59,5 @@ def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _device_type(tensors: tuple[Tensor | None, ...]) -> str:
-    return next(t.device.type for t in tensors if t is not None)
+    # What is no tensor at all is left for the op to refuse.
+    return next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")

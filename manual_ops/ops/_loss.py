@@ -36,6 +36,7 @@ def bind_pointwise_loss(
     forward: Callable[..., Tensor],
     input_slope: Callable[..., Tensor],
     target_slope: Callable[..., Tensor],
+    expects: str,
 ) -> Callable[..., Any]:
     """Return a callable that runs ``L = reduce_i l(x[i], t[i], *weights[i])``.
 
@@ -46,6 +47,7 @@ def bind_pointwise_loss(
         forward: ``(input, target, *weights, reduction) -> loss``; input and target of one shape.
         input_slope: ``(factor, input, target, *weights) -> factor * dl/dx``.
         target_slope: The same with dl/dt.
+        expects: What the arguments have to be, for error messages.
     """
 
     class PointwiseLoss(Function):
@@ -83,7 +85,7 @@ def bind_pointwise_loss(
                 tangent = tangent + target_slope(target_tangent, *saved)
             return reduced(tangent, ctx.reduction)
 
-    return bind(PointwiseLoss)
+    return bind(PointwiseLoss, expects)
 
 
 def refuse_grad(op: str, **weights: Tensor | None) -> None:

@@ -27,8 +27,18 @@ class _AvgPool2d(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, *settings: Any) -> Tensor:
-        return torch.nn.functional.avg_pool2d(input, *settings)
+    def forward(
+        input: Tensor,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> Tensor:
+        return torch.nn.functional.avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -67,13 +77,19 @@ def _spread(
         )
         shares = grad_output / (rows[:, None] * columns)
     ones = grad_output.new_ones(input_shape[-3], 1, *kernel)
-    # The padding is cut off afterwards: with ceil_mode the windows can reach further than it.
-    reached = [(u - 1) * s + k for u, s, k in zip(outputs, stride, kernel, strict=True)]
-    left_over = [max(p + q - r, 0) for p, q, r in zip(padding, sizes, reached, strict=True)]
+    covered = [(u - 1) * s + k for u, s, k in zip(outputs, stride, kernel, strict=True)]
+    left_over = [q + 2 * p - c for q, p, c in zip(sizes, padding, covered, strict=True)]
+    if min(left_over) >= 0:
+        return torch.conv_transpose2d(
+            shares, ones, None, stride, padding, left_over, groups=input_shape[-3]
+        )
+    # With ceil_mode the last window reaches out of the padding: cut both off afterwards.
+    left_over = [max(q + p - c, 0) for q, p, c in zip(sizes, padding, covered, strict=True)]
     grad_padded = torch.conv_transpose2d(
         shares, ones, None, stride, 0, left_over, groups=input_shape[-3]
     )
-    return grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
+    grad_input = grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
+    return grad_input.contiguous()
 
 
 def _counts(
@@ -93,7 +109,11 @@ def _counts(
     return (ends - starts).to(like.dtype)
 
 
-_avg_pool2d = bind(_AvgPool2d)
+_avg_pool2d = bind(
+    _AvgPool2d,
+    "input (N, C, H, W) or (C, H, W) of floating dtype, kernel_size and stride >= 1, "
+    "padding <= kernel_size / 2, divisor_override not 0, and an output of at least 1 x 1",
+)
 
 
 def avg_pool2d(

@@ -89,22 +89,22 @@ class _TrainingBatchNorm(Function):
             grad_input = addcmul(grad_input, g, _per_channel(scale, x)).to(input.dtype)
         return (
             grad_input,
-            grad_weight.to(weight.dtype) if needs_weight else None,
-            grad_bias.to(weight.dtype) if needs_bias else None,
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
             None,
         )
 
     @staticmethod
     def jvp(
         ctx: Any,
-        input_tangent: Tensor,
+        input_tangent: Tensor | None,
         weight_tangent: Tensor | None,
         bias_tangent: Tensor | None,
         _eps: None,
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd = ctx.saved_tensors
         over = _over_positions(input)
-        tangent = widen(input_tangent)
+        tangent = widen(torch.zeros_like(input) if input_tangent is None else input_tangent)
         centred = widen(input) - _per_channel(mean, input)
         mean_tangent = tangent.mean(over)
         rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
@@ -210,8 +210,9 @@ def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(_over_positions(a))
 
 
-_training_batch_norm = bind(_TrainingBatchNorm, eager_forward=_fused_forward)
-_evaluation_batch_norm = bind(_EvaluationBatchNorm)
+_EXPECTS = "input (N, C, *) of floating dtype and (C,) for everything else"
+_training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, eager_forward=_fused_forward)
+_evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS)
 
 
 def batch_norm(

@@ -34,7 +34,12 @@ def _forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction: st
     return torch.nn.functional.binary_cross_entropy(input, target, weight, reduction=reduction)
 
 
-_binary_cross_entropy = bind_pointwise_loss(_forward, _input_slope, _target_slope)
+_binary_cross_entropy = bind_pointwise_loss(
+    _forward,
+    _input_slope,
+    _target_slope,
+    "input and target of one shape, input in [0, 1], weight of a shape that broadcasts to it",
+)
 
 
 def binary_cross_entropy(

@@ -51,7 +51,12 @@ def _forward(
     )
 
 
-_with_logits = bind_pointwise_loss(_forward, _input_slope, _target_slope)
+_with_logits = bind_pointwise_loss(
+    _forward,
+    _input_slope,
+    _target_slope,
+    "input and target of one shape, weight and pos_weight of shapes that broadcast to it",
+)
 
 
 def binary_cross_entropy_with_logits(

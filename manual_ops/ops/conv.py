@@ -139,10 +139,14 @@ def _weight_gradient(
     # A stride can leave input rows unread; they show as kernel positions past the last.
     for dim, k in enumerate(kernel, start=2):
         grad = grad.narrow(dim, 0, k)
-    return grad.transpose(0, 1)
+    return grad.transpose(0, 1).contiguous()
 
 
-_convolution = bind(_Convolution)
+_convolution = bind(
+    _Convolution,
+    "input (N, C_in, *), weight (C_out, C_in / groups, *) and bias (C_out,), all of one dtype, "
+    "a kernel no larger than the padded input, stride and dilation >= 1, padding >= 0",
+)
 
 
 def _convolve(

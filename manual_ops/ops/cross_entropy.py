@@ -31,8 +31,8 @@ from torch.autograd import Function
 
 from .._apply import bind, may_overwrite
 from .._precision import full_precision, widen
-from ._loss import refuse_grad, resolve_reduction
-from .nll_loss import class_dim, coefficients, row_factor
+from ._loss import reduced, refuse_grad, resolve_reduction
+from .nll_loss import EXPECTS, class_dim, coefficients, row_factor
 
 
 def _index_slope(
@@ -76,14 +76,24 @@ class _IndexCrossEntropy(Function):
         reduction: str,
         smoothing: float,
     ) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=smoothing,
+        if not smoothing:
+            loss = torch.nn.functional.cross_entropy(
+                input, target, weight, ignore_index=ignore_index, reduction=reduction
+            )
+            # Of K-dim targets it is a view, which a Function's caller could not change in place.
+            return loss.clone() if loss.dim() > 1 else loss
+        dim = class_dim(input)
+        log_p = torch.log_softmax(input, dim)
+        at_target = torch.nn.functional.nll_loss(
+            log_p, target, weight, ignore_index=ignore_index, reduction="none"
         )
+        spread = log_p if weight is None else log_p * _along(dim, weight, input)
+        everywhere = -spread.sum(dim) * (target != ignore_index)
+        loss = (1 - smoothing) * at_target + smoothing / input.shape[dim] * everywhere
+        if reduction == "mean":
+            _, coefficient = coefficients(target, weight, ignore_index, loss.dtype)
+            return loss.sum() / coefficient.sum()
+        return reduced(loss, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,7 +129,9 @@ class _ProbabilityCrossEntropy(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, target, weight, ctx.reduction, ctx.smoothing = inputs
-        ctx.save_for_backward(input, target, weight)
+        needs_input, _, needs_weight, *_ = ctx.needs_input_grad
+        # dl/dq does not depend on q
+        ctx.save_for_backward(input, target if needs_input or needs_weight else None, weight)
         ctx.save_for_forward(input, target, weight)
 
     @staticmethod
@@ -131,7 +143,7 @@ class _ProbabilityCrossEntropy(Function):
             factor = factor / _samples(input, dim)
         if ctx.reduction == "none":
             factor = factor.unsqueeze(dim)
-        smoothed = _smoothed(target, ctx.smoothing, dim)
+        smoothed = None if target is None else _smoothed(target, ctx.smoothing, dim)
         scale = 1 if weight is None else _along(dim, widen(weight), input)
         grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -142,7 +154,7 @@ class _ProbabilityCrossEntropy(Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             penalty = -factor * torch.log_softmax(widen(input), dim)
             if ctx.needs_input_grad[1]:
-                grad_target = ((1 - ctx.smoothing) * scale * penalty).to(target.dtype)
+                grad_target = (1 - ctx.smoothing) * scale * penalty
             if ctx.needs_input_grad[2]:
                 grad_weight = _sum_but(dim, smoothed * penalty)
         return grad_input, grad_target, grad_weight, None, None
@@ -190,8 +202,12 @@ def _sum_but(dim: int, x: Tensor) -> Tensor:
     return x.sum(others) if others else x
 
 
-_index_cross_entropy = bind(_IndexCrossEntropy)
-_probability_cross_entropy = bind(_ProbabilityCrossEntropy)
+_index_cross_entropy = bind(_IndexCrossEntropy, EXPECTS + "; label_smoothing in [0, 1]")
+_probability_cross_entropy = bind(
+    _ProbabilityCrossEntropy,
+    "input and target (N, C, d1, ..., dK) or (C,) of one shape, weight (C,), "
+    "label_smoothing in [0, 1], and no ignore_index",
+)
 
 
 def cross_entropy(

@@ -24,6 +24,9 @@ class _Dropout(Function):
 
     @staticmethod
     def forward(input: Tensor, p: float) -> tuple[Tensor, Tensor]:
+        if p == 1:  # nothing to draw
+            mask = torch.zeros_like(input, dtype=torch.bool)
+            return input * mask, mask
         return torch.native_dropout(input, p, True)
 
     @staticmethod
@@ -49,7 +52,7 @@ class _Dropout(Function):
         return input_tangent * mask * ctx.scale, None
 
 
-_dropout = bind(_Dropout)
+_dropout = bind(_Dropout, "input of floating dtype")
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

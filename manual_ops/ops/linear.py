@@ -66,7 +66,11 @@ def _as_rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-_linear = bind(_Linear)
+_linear = bind(
+    _Linear,
+    "input (*, in_features) of at least one dim, weight (out_features, in_features) "
+    "and bias (out_features,), all of one dtype",
+)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,14 +87,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
     """
-    if input.dim() == 0 or weight.dim() == 0 or input.shape[-1] != weight.shape[-1]:
-        raise RuntimeError(  # torch.nn's type for this mistake
-            f"linear: expected input of shape (*, in_features) and weight of shape "
-            f"(out_features, in_features), got input {tuple(input.shape)} "
-            f"and weight {tuple(weight.shape)}"
-        )
     input_, weight_, bias_ = lower_precision(input, weight, bias)
-    if weight.dim() == 1:
+    if isinstance(weight, Tensor) and weight.dim() == 1:
         column: Tensor = _linear(input_, weight_[None], bias_)
         return column.squeeze(-1)
     output: Tensor = _linear(input_, weight_, bias_)

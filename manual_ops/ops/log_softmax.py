@@ -56,7 +56,7 @@ class _LogSoftmax(Function):
         return _tangent(input_tangent, output, ctx.dim)
 
 
-_log_softmax = bind(_LogSoftmax)
+_log_softmax = bind(_LogSoftmax, "input of floating dtype, dim in [-input.dim(), input.dim())")
 
 
 def log_softmax(

@@ -26,8 +26,17 @@ class _MaxPool2d(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-        return torch.nn.functional.max_pool2d_with_indices(input, *settings)
+    def forward(
+        input: Tensor,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        ceil_mode: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return torch.nn.functional.max_pool2d_with_indices(
+            input, kernel_size, stride, padding, dilation, ceil_mode
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -51,19 +60,20 @@ class _MaxPool2d(Function):
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        selected = _planes(input_tangent).gather(-1, _planes(indices))
+        selected: Tensor = _planes(input_tangent).gather(-1, _planes(indices))
         return selected.reshape(indices.shape), None
 
 
 def _scatter_planes(grad_output: Tensor, indices: Tensor, input_shape: torch.Size) -> Tensor:
-    if indices.dim() == 4 and indices.is_contiguous(memory_format=torch.channels_last):
+    # channels_last, by its strides: asking for the memory format has no rule under vmap
+    if indices.dim() == 4 and indices.shape[1] > 1 and indices.stride(1) == 1:
         n, c, h, w = input_shape
         zeros = grad_output.new_zeros(n, h, w, c).permute(0, 3, 1, 2)
     else:
         zeros = grad_output.new_zeros(input_shape)
     scatter = Tensor.scatter_add_ if may_overwrite(grad_output) else Tensor.scatter_add
     planes: Tensor = scatter(_planes(zeros), -1, _planes(indices), _planes(grad_output))
-    return planes.unflatten(-1, input_shape[-2:])
+    return planes.reshape(input_shape)
 
 
 def _planes(x: Tensor) -> Tensor:
@@ -71,7 +81,11 @@ def _planes(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-_max_pool2d = bind(_MaxPool2d)
+_max_pool2d = bind(
+    _MaxPool2d,
+    "input (N, C, H, W) or (C, H, W), kernel_size, stride and dilation >= 1, "
+    "padding <= kernel_size / 2, and an output of at least 1 x 1",
+)
 
 
 def max_pool2d(

@@ -37,59 +37,78 @@ def _forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     return torch.nn.functional.mse_loss(input, target, reduction=reduction)
 
 
-_mse_loss = bind_pointwise_loss(_forward, _input_slope, _target_slope)
+_mse_loss = bind_pointwise_loss(
+    _forward, _input_slope, _target_slope, "input and target of one shape and floating dtype"
+)
 
 
 class _WeightedMSELoss(Function):
+    """Returns x - t beside the loss: all that backward needs besides the weights."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-        loss = (input - target).square() * weight
-        return loss.sum() / weight.sum() if reduction == "mean" else reduced(loss, reduction)
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        difference = input - target
+        return _reduced(difference.square() * weight, weight, reduction), difference
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, weight, ctx.reduction = inputs
-        ctx.save_for_backward(input, target, weight)
-        ctx.save_for_forward(input, target, weight)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _input, _target, weight, ctx.reduction = inputs
+        _loss, difference = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(difference, weight)
+        ctx.save_for_forward(difference, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_difference: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        difference, weight = ctx.saved_tensors
         needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
-        factor = grad_output / weight.sum() if ctx.reduction == "mean" else grad_output
-        grad_input = grad_target = grad_weight = None
-        if needs_input:
-            grad_input = _input_slope(factor * weight, input, target)
-        if needs_target:
-            grad_target = _target_slope(factor * weight, input, target)
-        if needs_weight:
-            grad_weight = factor * _weight_slope(input, target, weight, ctx.reduction)
-        return grad_input, grad_target, grad_weight, None
+        grad_weight = None
+        if grad_output is not None:
+            factor = grad_output / weight.sum() if ctx.reduction == "mean" else grad_output
+            slope = 2 * factor * weight * difference
+            grad_difference = slope if grad_difference is None else slope + grad_difference
+            if needs_weight:
+                grad_weight = factor * _weight_slope(difference, weight, ctx.reduction)
+        assert grad_difference is not None
+        grad_input = grad_difference if needs_input else None
+        return grad_input, -grad_difference if needs_target else None, grad_weight, None
 
     @staticmethod
     def jvp(
         ctx: Any,
-        input_tangent: Tensor,
-        target_tangent: Tensor,
-        weight_tangent: Tensor,
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        weight_tangent: Tensor | None,
         _reduction: None,
-    ) -> Tensor:
-        input, target, weight = ctx.saved_tensors
-        tangent: Tensor = _input_slope((input_tangent - target_tangent) * weight, input, target)
-        tangent = tangent + weight_tangent * _weight_slope(input, target, weight, ctx.reduction)
-        if ctx.reduction == "mean":
-            return tangent.sum() / weight.sum()
-        return reduced(tangent, ctx.reduction)
+    ) -> tuple[Tensor, Tensor]:
+        difference, weight = ctx.saved_tensors
+        zero = torch.zeros_like(difference)
+        difference_tangent = zero if input_tangent is None else input_tangent
+        if target_tangent is not None:
+            difference_tangent = difference_tangent - target_tangent
+        tangent = 2 * weight * difference * difference_tangent
+        if weight_tangent is not None:
+            slope = _weight_slope(difference, weight, ctx.reduction)
+            tangent = tangent + weight_tangent * slope
+        return _reduced(tangent, weight, ctx.reduction), difference_tangent
 
 
-def _weight_slope(input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    loss = (input - target).square()
+def _reduced(values: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    return values.sum() / weight.sum() if reduction == "mean" else reduced(values, reduction)
+
+
+def _weight_slope(difference: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    loss = difference.square()
     return loss - (loss * weight).sum() / weight.sum() if reduction == "mean" else loss
 
 
-_weighted_mse_loss = bind(_WeightedMSELoss)
+_weighted_mse_loss = bind(_WeightedMSELoss, "input, target and weight of one shape")
 
 
 def mse_loss(
@@ -131,10 +150,22 @@ def mse_loss(
             f"expected weight {tuple(input.shape)}, got {tuple(weight.shape)}"
         )
     input_, target_, weight_ = full_precision(input, target, weight)
-    input_, target_ = torch.broadcast_tensors(input_, target_)
+    input_, target_ = _broadcast(input_, target_)
     loss: Tensor
-    if weight_ is not None:
-        loss = _weighted_mse_loss(input_, target_, weight_, reduction)
-    else:
+    if weight_ is None:
         loss = _mse_loss(input_, target_, reduction)
+    else:
+        loss, _difference = _weighted_mse_loss(input_, target_, weight_, reduction)
     return loss
+
+
+def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    if input.shape == target.shape:
+        return input, target
+    try:
+        return torch.broadcast_tensors(input, target)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"mse_loss: expected a target that broadcasts with input {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}"
+        ) from error

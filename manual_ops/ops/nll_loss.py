@@ -22,6 +22,11 @@ from .._apply import bind, may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 
+EXPECTS = (
+    "input (N, C, d1, ..., dK) or (C,) of floating dtype, at least of one dim; target "
+    "(N, d1, ..., dK) or () of int64 class indices in [0, C) or ignore_index; weight (C,)"
+)
+
 
 def class_dim(input: Tensor) -> int:
     """Dim of the classes: ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``."""
@@ -53,9 +58,11 @@ class _NLLLoss(Function):
     def forward(
         input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
     ) -> Tensor:
-        return torch.nn.functional.nll_loss(
+        loss = torch.nn.functional.nll_loss(
             input, target, weight, ignore_index=ignore_index, reduction=reduction
         )
+        # Of K-dim targets it is a view, which a Function's caller could not change in place.
+        return loss.clone() if loss.dim() > 1 else loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -92,7 +99,7 @@ class _NLLLoss(Function):
         return tangent.to(input_tangent.dtype)
 
 
-_nll_loss = bind(_NLLLoss)
+_nll_loss = bind(_NLLLoss, EXPECTS)
 
 
 def nll_loss(

@@ -53,7 +53,7 @@ class _Softmax(Function):
         return _times_jacobian(input_tangent, output, ctx.dim)
 
 
-_softmax = bind(_Softmax)
+_softmax = bind(_Softmax, "input of floating dtype, dim in [-input.dim(), input.dim())")
 
 
 def softmax(
