@@ -65,7 +65,7 @@ def _flags_of(path: Path) -> list[str]:
         raise ValueError(f"{path} holds no settings: expected lines of the form 'epochs: 10'")
     arguments: list[str] = []
     for name, value in settings.items():
-        if name in ("config", "run_dir") or value is None:
+        if name in ("config", "run_dir"):
             continue  # a repeated run gets a folder of its own
         if isinstance(value, bool):
             arguments.append(flag(name) if value else flag(f"no_{name}"))

@@ -80,22 +80,19 @@ def _open(data_set: Callable[..., Any], config: Config, *, train: bool) -> Any:
         ValueError: It is absent and cannot be downloaded, or its files are damaged.
     """
     try:
-        try:
-            return data_set(config.data_dir, train=train)
-        except RuntimeError as error:
-            if "not found" not in str(error):
-                raise
-            _download(data_set, config)
-            return data_set(config.data_dir, train=train)
-    except _DAMAGED as error:
-        raise ValueError(
-            f"the files of {config.dataset} in {config.data_dir.absolute()} are damaged "
-            f"({type(error).__name__}: {error}). Delete them there to download them again"
-        ) from error
+        return data_set(config.data_dir, train=train)
+    except _UNREADABLE as error:
+        if "not found" not in str(error):  # torchvision's word for absent files
+            raise ValueError(
+                f"the files of {config.dataset} in {config.data_dir.absolute()} are damaged "
+                f"({type(error).__name__}: {error}). Delete them there to download them again"
+            ) from error
+    _download(data_set, config)
+    return data_set(config.data_dir, train=train)
 
 
 # What torchvision's readers raise on IDX and pickle files that are cut short or overwritten.
-_DAMAGED = (
+_UNREADABLE = (
     AssertionError,
     AttributeError,
     EOFError,
@@ -103,6 +100,7 @@ _DAMAGED = (
     KeyError,
     RuntimeError,
     TypeError,
+    ValueError,
     pickle.UnpicklingError,
 )
 

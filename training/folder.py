@@ -156,7 +156,7 @@ def _read_cache(root: Path, fingerprint: str) -> _Arrays | None:
 
 def _load(file: Path, fingerprint: str) -> _Arrays | None:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return dict(arrays) if str(arrays["fingerprint"]) == fingerprint else None
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # absent, or damaged: decode again

@@ -1,0 +1,121 @@
+"""Splits, normalisation and batches."""
+
+import pytest
+import torch
+
+from tests.training.files import write_mnist
+from training.config import Config
+from training.data import Data, load, steps_per_epoch, training_batches
+from training.recipes import recipe
+
+CPU = torch.device("cpu")
+
+
+def keys(inputs: torch.Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in inputs}
+
+
+def batches(config: Config, data: Data, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(training_batches(config, data, torch.Generator().manual_seed(seed)))
+
+
+def test_validation_is_held_out_of_training_and_test():
+    config = recipe("digits")
+    data = load(config, CPU)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1294, 144, 359)
+    assert not keys(data.train.inputs) & keys(data.validation.inputs)
+    assert not keys(data.test.inputs) & keys(data.validation.inputs)
+    assert not keys(data.test.inputs) & keys(data.train.inputs)
+
+
+def test_the_split_does_not_depend_on_the_seed():
+    first, second = (load(Config(seed=seed), CPU) for seed in (0, 1))
+    assert torch.equal(first.validation.inputs, second.validation.inputs)
+
+
+def test_images_stay_uint8(tmp_path):
+    write_mnist(tmp_path)
+    data = load(Config(dataset="mnist", data_dir=tmp_path), CPU)
+    assert data.train.inputs.dtype == torch.uint8
+    assert data.input_shape == (1, 28, 28)
+    assert data.has_images
+    assert not load(Config(dataset="moons"), CPU).has_images
+
+
+@pytest.mark.parametrize("dataset", ["digits", "moons"])
+def test_normalised_training_inputs_have_mean_0_and_deviation_1(dataset):
+    data = load(Config(dataset=dataset), CPU)
+    normalised = data.normalise(data.train.inputs).transpose(0, 1).flatten(1)
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised.mean(1), torch.zeros(len(normalised)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        normalised.std(1, correction=0), torch.ones(len(normalised)), atol=1e-4, rtol=0
+    )
+
+
+def test_limit_train_limits_training_alone():
+    data = load(Config(limit_train=10), CPU)
+    assert (len(data.train), len(data.validation), len(data.test)) == (10, 144, 359)
+
+
+def test_batches_pass_once_over_the_training_set():
+    config = Config(batch_size=100)
+    data = load(config, CPU)
+    passed = batches(config, data)
+    assert len(passed) == steps_per_epoch(config, data) == 12
+    assert {len(labels) for _, labels in passed} == {100}
+    seen = torch.cat([inputs for inputs, _ in passed])
+    assert len(keys(seen)) == 1200
+    assert keys(seen) <= keys(data.train.inputs)
+
+
+def test_labels_stay_with_their_inputs():
+    config = Config(batch_size=64)
+    data = load(config, CPU)
+    label_of = {
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(data.train.inputs, data.train.labels, strict=True)
+    }
+    for inputs, labels in batches(config, data):
+        assert [label_of[image.numpy().tobytes()] for image in inputs] == labels.tolist()
+
+
+def test_fewer_examples_than_a_batch_make_one_batch():
+    config = Config(batch_size=64, limit_train=5)
+    data = load(config, CPU)
+    assert [len(labels) for _, labels in batches(config, data)] == [5]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_generator_decides_the_batches(augment):
+    config = Config(augment=augment, crop_padding=1)
+    data = load(config, CPU)
+    first, second, other = (batches(config, data, seed)[0][0] for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_augment_changes_training_images():
+    data = load(Config(), CPU)
+    settings = {"batch_size": 200, "crop_padding": 2}
+    plain = torch.cat([x for x, _ in batches(Config(**settings), data)])
+    augmented = torch.cat([x for x, _ in batches(Config(augment=True, **settings), data)])
+    assert keys(plain) <= keys(data.train.inputs)
+    assert len(keys(augmented) - keys(data.train.inputs)) > 800
+
+
+def test_points_cannot_be_augmented():
+    with pytest.raises(ValueError, match="--augment needs images, which moons has not"):
+        load(Config(dataset="moons", augment=True), CPU)
+
+
+def test_batch_norm_needs_two_examples():
+    for settings in ({"batch_size": 1}, {"limit_train": 1}):
+        with pytest.raises(ValueError, match="--batch-norm needs at least 2"):
+            load(Config(batch_norm=True, **settings), CPU)
+
+
+def test_validation_may_not_take_everything(tmp_path):
+    write_mnist(tmp_path, train=1)
+    with pytest.raises(ValueError, match="none are left to train on"):
+        load(Config(dataset="mnist", data_dir=tmp_path), CPU)
