@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_ops import functional
 from tests.cases import CASES, OpCase
@@ -154,3 +155,15 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, truth: Tensor, name: str) -
     assert error <= allowance + floor, (
         f"{name}: error {error:.3g}, torch.nn's {allowance / 2:.3g}, floor {floor:.3g}"
     )
+
+
+class CountOps(TorchDispatchMode):
+    """Count the ATen calls made while active, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

@@ -15,11 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests.cases import OpCase
-from tests.harness import cases_for, first, on_differentiable, random_like, run, scalar, subject
+from tests.harness import (
+    CountOps,
+    cases_for,
+    first,
+    on_differentiable,
+    random_like,
+    run,
+    scalar,
+    subject,
+)
 
 pytestmark = cases_for()
 
@@ -70,18 +78,6 @@ def test_inputs_and_grad_output_are_not_modified(case: OpCase) -> None:
     for name, (version, value) in before.items():
         assert tensors[name]._version == version, name
         assert torch.equal(tensors[name], value), name
-
-
-class CountOps(TorchDispatchMode):
-    """Count the ATen calls made while active, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def test_only_the_gradients_asked_for_are_computed(case: OpCase) -> None:
