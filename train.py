@@ -13,7 +13,6 @@ A run leaves config.yaml, weights.pt, metrics.json, kernels.png and TensorBoard 
 folder.
 """
 
-import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -23,8 +22,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
+import manual_ops.nn
 import models
 from training import report
 from training.atomic import atomic_write
@@ -34,6 +35,8 @@ from training.data import Data, load, steps_per_epoch, training_batches
 from training.evaluation import evaluate
 from training.log import LOG_EVERY, ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
 from training.optim import make_optimizer, make_schedule, weight_decay_loss
+
+LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
 
 # Options of the models, with the value that stands for their absence.
 MODEL_OPTIONS = {
@@ -59,7 +62,7 @@ def run(args: Sequence[str]) -> int:
     started = time.perf_counter()
     try:
         config = parse_args(args)
-        layers = pick_layers(config)
+        layers = LAYERS[config.backend]
         data = load(config, pick_device(config))
         model = build_model(config, data, layers)
         run_dir = make_run_dir(config)
@@ -113,9 +116,15 @@ def train(
     validation_criterion = layers.CrossEntropyLoss()
     optimizer = make_optimizer(config, model)
     schedule = make_schedule(config, optimizer, config.epochs * steps_per_epoch(config, data))
-    forward = torch.compile(model) if config.compile else model
     generator = torch.Generator(device).manual_seed(config.seed)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.amp)
+
+    def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(data.normalise(inputs))
+        return logits, criterion(logits, labels)
+
+    if config.compile:
+        forward = torch.compile(forward)
     step_metrics = StepMetrics(logger)
     history: list[dict[str, float]] = []
     best = (-1.0, 0.0)
@@ -127,8 +136,7 @@ def train(
         epoch_started = time.perf_counter()
         for inputs, labels in training_batches(config, data, generator):
             with autocast:
-                logits = forward(data.normalise(inputs))
-                loss = criterion(logits, labels)
+                logits, loss = forward(inputs, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -177,11 +185,6 @@ def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> N
     inputs, _ = next(training_batches(config, data, generator))
     logger.log_image("samples", report.samples(inputs), 0)
     logger.log_image("kernels", report.kernels(model, data), 0)
-
-
-def pick_layers(config: Config) -> ModuleType:
-    """Return the namespace of the layers that ``config`` asks for."""
-    return importlib.import_module({"manual": "manual_ops.nn", "torch": "torch.nn"}[config.backend])
 
 
 def pick_device(config: Config) -> torch.device:

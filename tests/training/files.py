@@ -1,6 +1,5 @@
 """Small data sets in the real file formats."""
 
-import gzip
 import hashlib
 import pickle
 import struct
@@ -68,9 +67,3 @@ def write_folder(root: Path, classes: str = "ab", count: int = 6, mode: str = "R
                 pixels = rng.integers(0, 256, shape, dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return root
-
-
-def compress(path: Path) -> None:
-    """Replace ``path`` by its gzip."""
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
