@@ -79,8 +79,8 @@ def bind(
         except _ARGUMENT_ERRORS as error:
             if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
                 raise
-            found = ", ".join(map(_describe, names, args))
-            raise type(error)(f"{error}\nExpected {expects}.\nFound {found}.") from error
+            message = f"{error}\nExpected {expects}.\nFound {_described(names, args)}."
+            raise type(error)(message) from error
 
     return apply
 
@@ -88,10 +88,11 @@ def bind(
 _ARGUMENT_ERRORS = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
-def _describe(name: str, value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{name} {tuple(value.shape)} {value.dtype}"
-    return f"{name}={value!r}"
+def _described(names: list[str], args: tuple[Any, ...]) -> str:
+    return ", ".join(
+        f"{name} {tuple(arg.shape)} {arg.dtype}" if isinstance(arg, Tensor) else f"{name}={arg!r}"
+        for name, arg in zip(names, args, strict=False)
+    )
 
 
 class _Nestable:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._layout import is_channels_last, laid_out
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -43,11 +44,13 @@ class _AvgPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, *ctx.settings = inputs
-        ctx.input_shape = input.shape
+        ctx.input_shape, ctx.channels_last = input.shape, is_channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output = laid_out(grad_output, ctx.channels_last)
         grad_input = _spread(grad_output, ctx.input_shape, *ctx.settings)
+        grad_input = laid_out(grad_input, ctx.channels_last)
         return grad_input, None, None, None, None, None, None
 
     @staticmethod
@@ -88,8 +91,7 @@ def _spread(
     grad_padded = torch.conv_transpose2d(
         shares, ones, None, stride, 0, left_over, groups=input_shape[-3]
     )
-    grad_input = grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
-    return grad_input.contiguous()
+    return grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
 
 
 def _counts(

@@ -13,12 +13,12 @@ Evaluation: m and v are the running statistics, constants, so dL/dx[n, c] = w r 
 
 Derivation of dL/dx in training: dm/dx[n] = 1/N, dr/dx[n] = -r^3 (x[n] - m)/N = -r^2 h[n]/N, and
 so dh[k]/dx[n] = r (delta_kn - 1/N) - r h[k] h[n]/N; multiply by w g[k] and sum over k.
-The two sums are taken over g and g x, and dL/dx is evaluated as A g + B x + C with one number
-A, B, C for each channel: two passes over memory, and no product kept.
+In the code h = centred * r with centred = x - m; the sums are taken over centred values, since
+sum g x - m sum g would cancel where m is large beside the deviation.
 
 Second and higher orders: m and r are computed in forward and used in backward. Saved as
 constants they would give a wrong second derivative that first-order checks do not notice. They
-are therefore outputs of the Function, and what reaches them as cotangents enters B and C:
+are therefore outputs of the Function, and what reaches them as cotangents is passed on:
            dL/dx[n, c] += dL/dm / N - dL/dr r^3 (x[n, c] - m) / N
 Source: Ioffe and Szegedy, Batch Normalization (2015), section 3.
 """
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind, may_overwrite
+from .._layout import is_channels_last, laid_out
 from .._precision import widen
 
 
@@ -43,20 +44,22 @@ class _TrainingBatchNorm(Function):
         x, n = widen(input), _positions(input)
         variance, mean = torch.var_mean(x, _over_positions(x), correction=0)
         rstd = torch.rsqrt(variance + eps)
-        output = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
-        if weight is not None:
-            output = output * _per_channel(weight, x)
-        if bias is not None:
-            output = output + _per_channel(bias, x)
-        return output.to(input.dtype), mean, rstd, variance * (n / max(n - 1, 1))
+        output = _normalised(x, mean, rstd, weight, bias).to(input.dtype)
+        return output, mean, rstd, variance * (n / max(n - 1, 1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, weight, _bias, _eps = inputs
         _output, mean, rstd, unbiased_variance = output
+        needs_input, needs_weight, *_ = ctx.needs_input_grad
         ctx.mark_non_differentiable(unbiased_variance)  # it only feeds the running statistics
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight, mean, rstd)
+        ctx.save_for_backward(
+            input if needs_input or needs_weight else None,
+            weight if needs_input else None,
+            mean,
+            rstd,
+        )
         ctx.save_for_forward(input, weight, mean, rstd)
 
     @staticmethod
@@ -69,24 +72,34 @@ class _TrainingBatchNorm(Function):
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        x, n = widen(input), max(_positions(input), 1)
-        slope = 0 * rstd if grad_rstd is None else -grad_rstd * rstd**3 / n
-        constant = 0 * mean if grad_mean is None else grad_mean / n
         grad_input = grad_weight = grad_bias = None
-        if grad_output is None:  # only the statistics were differentiated
-            constant = _per_channel(constant - slope * mean, x)
-            grad_input = torch.addcmul(constant, x, _per_channel(slope, x))
-            return grad_input.to(input.dtype), None, None, None
-        g = widen(grad_output)
-        grad_bias = g.sum(_over_positions(x))
-        grad_weight = (_sum_of_products(g, x) - mean * grad_bias) * rstd
+        g = None if grad_output is None else widen(grad_output)
+        if g is not None and (needs_input or needs_bias):
+            grad_bias = g.sum(_over_positions(g))
+        if needs_input or needs_weight:
+            centred = widen(input) - _per_channel(mean, input)
+        if g is not None and (needs_input or needs_weight):
+            grad_weight = (g * centred).sum(_over_positions(g)) * rstd
         if needs_input:
-            scale = rstd if weight is None else rstd * weight
-            slope = slope - scale * rstd * grad_weight / n
-            constant = constant - scale * grad_bias / n - slope * mean
-            grad_input = torch.addcmul(_per_channel(constant, x), x, _per_channel(slope, x))
-            addcmul = torch.Tensor.addcmul_ if may_overwrite(grad_output) else torch.addcmul
-            grad_input = addcmul(grad_input, g, _per_channel(scale, x)).to(input.dtype)
+            # dL/dx = scale g + slope (x - m) + shift
+            n, slope, shift = _positions(input), torch.zeros_like(mean), torch.zeros_like(mean)
+            if g is not None:
+                scale = rstd if weight is None else rstd * weight
+                slope, shift = -scale * rstd * grad_weight / n, -scale * grad_bias / n
+            if grad_rstd is not None:
+                slope = slope - grad_rstd * rstd**3 / n
+            if grad_mean is not None:
+                shift = shift + grad_mean / n
+            slope, shift = _per_channel(slope, input), _per_channel(shift, input)
+            if g is None:
+                grad_input = torch.addcmul(shift, centred, slope)
+            elif may_overwrite(grad_output):
+                grad_input = torch.addcmul(shift, centred, slope, out=centred)
+                grad_input.addcmul_(g, _per_channel(scale, input))
+            else:
+                grad_input = torch.addcmul(shift, centred, slope)
+                grad_input = torch.addcmul(grad_input, g, _per_channel(scale, input))
+            grad_input = grad_input.to(input.dtype)
         return (
             grad_input,
             grad_weight if needs_weight else None,
@@ -119,19 +132,6 @@ class _TrainingBatchNorm(Function):
         return output_tangent.to(input.dtype), mean_tangent, rstd_tangent, None
 
 
-def _fused_forward(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
-    # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
-    statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
-    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
-    output, mean, rstd = torch.native_batch_norm(
-        input, weight, bias, statistics[0], statistics[1], True, 1.0, eps
-    )
-    return output, mean, rstd, statistics[1]
-
-
 class _EvaluationBatchNorm(Function):
     generate_vmap_rule = True
 
@@ -144,34 +144,40 @@ class _EvaluationBatchNorm(Function):
         running_var: Tensor,
         eps: float,
     ) -> Tensor:
-        return torch.nn.functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training=False, eps=eps
-        )
+        rstd = torch.rsqrt(widen(running_var) + eps)
+        return _normalised(widen(input), running_mean, rstd, weight, bias).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias, running_mean, running_var, ctx.eps = inputs
-        # The input is needed for the weight's gradient only.
-        kept = input if ctx.needs_input_grad[1] else None
-        ctx.input_dtype = input.dtype
-        ctx.save_for_backward(kept, weight, running_mean, running_var)
-        ctx.save_for_forward(input, weight, running_mean, running_var)
+        input, weight, _bias, mean, variance, ctx.eps = inputs
+        needs_input, needs_weight, *_ = ctx.needs_input_grad
+        ctx.input_dtype, ctx.channels_last = input.dtype, is_channels_last(input)
+        ctx.save_for_backward(
+            input if needs_weight else None,
+            weight if needs_input else None,
+            mean if needs_weight else None,
+            variance if needs_input or needs_weight else None,
+        )
+        ctx.save_for_forward(input, weight, mean, variance)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, variance = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         g = widen(grad_output)
-        rstd = torch.rsqrt(widen(variance) + ctx.eps)
         grad_input = grad_weight = grad_bias = None
+        if needs_input or needs_weight:
+            rstd = torch.rsqrt(widen(variance) + ctx.eps)
         if needs_input:
             scale = rstd if weight is None else rstd * weight
             grad_input = (g * _per_channel(scale, g)).to(ctx.input_dtype)
-        if needs_bias or needs_weight:
-            grad_bias = g.sum(_over_positions(g))
+            grad_input = laid_out(grad_input, ctx.channels_last)
         if needs_weight:
-            grad_weight = (_sum_of_products(g, widen(input)) - mean * grad_bias) * rstd
-        return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
+            centred = widen(input) - _per_channel(mean, input)
+            grad_weight = (g * centred).sum(_over_positions(g)) * rstd
+        if needs_bias:
+            grad_bias = g.sum(_over_positions(g))
+        return grad_input, grad_weight, grad_bias, None, None, None
 
     @staticmethod
     def jvp(
@@ -193,6 +199,33 @@ class _EvaluationBatchNorm(Function):
         return tangent.to(input.dtype)
 
 
+def _fused_training(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
+    # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
+    statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
+    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    output, mean, rstd = torch.native_batch_norm(
+        input, weight, bias, statistics[0], statistics[1], True, 1.0, eps
+    )
+    return output, mean, rstd, statistics[1]
+
+
+def _fused_evaluation(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> Tensor:
+    """``_EvaluationBatchNorm.forward`` by ATen's kernel."""
+    return torch.nn.functional.batch_norm(
+        input, running_mean, running_var, weight, bias, training=False, eps=eps
+    )
+
+
 def _over_positions(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
@@ -206,13 +239,18 @@ def _per_channel(channels: Tensor, like: Tensor) -> Tensor:
     return channels.reshape(-1, *(1 for _ in range(like.dim() - 2)))
 
 
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(_over_positions(a))
+def _normalised(
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    output = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
+    if weight is not None:
+        output = output * _per_channel(weight, x)
+    return output if bias is None else output + _per_channel(bias, x)
 
 
 _EXPECTS = "input (N, C, *) of floating dtype and (C,) for everything else"
-_training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, eager_forward=_fused_forward)
-_evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS)
+_training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, _fused_training)
+_evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS, _fused_evaluation)
 
 
 def batch_norm(
@@ -249,6 +287,9 @@ def batch_norm(
             evaluation.
     """
     _check(input, training, eps, running_mean, running_var, weight, bias)
+    if input.numel() == 0:  # no statistics: nothing to normalise by, nothing to track
+        training = False
+        running_mean, running_var = input.new_zeros(input.shape[1]), input.new_ones(input.shape[1])
     output: Tensor
     if not training:
         output = _evaluation_batch_norm(input, weight, bias, running_mean, running_var, eps)

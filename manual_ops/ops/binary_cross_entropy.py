@@ -83,7 +83,13 @@ def binary_cross_entropy(
         )
     refuse_grad("binary_cross_entropy", weight=weight)
     input_, target_, weight_ = full_precision(input, target, weight)
-    if weight_ is not None:
-        weight_ = weight_.expand(torch.broadcast_shapes(target.shape, weight_.shape))
+    if weight_ is not None and weight_.shape != target.shape:
+        try:
+            weight_ = weight_.expand(torch.broadcast_shapes(target.shape, weight_.shape))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"binary_cross_entropy: expected a weight that broadcasts with target "
+                f"{tuple(target.shape)}, got {tuple(weight_.shape)}"
+            ) from error
     loss: Tensor = _binary_cross_entropy(input_, target_, reduction, weight_)
     return loss

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._layout import is_channels_last, laid_out
 from .._precision import lower_precision
 from ._sizes import IntOrTuple, as_tuple
 
@@ -54,6 +55,7 @@ class _Convolution(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _bias, *ctx.geometry = inputs
         ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
+        ctx.channels_last = is_channels_last(input) or is_channels_last(weight)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -67,6 +69,7 @@ class _Convolution(Function):
             grad_input = _input_gradient(grad_output, weight, ctx.input_shape, *ctx.geometry)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
+            grad_weight = laid_out(grad_weight, ctx.channels_last)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
         return grad_input, grad_weight, grad_bias, None, None, None, None
@@ -139,7 +142,7 @@ def _weight_gradient(
     # A stride can leave input rows unread; they show as kernel positions past the last.
     for dim, k in enumerate(kernel, start=2):
         grad = grad.narrow(dim, 0, k)
-    return grad.transpose(0, 1).contiguous()
+    return grad.transpose(0, 1)
 
 
 _convolution = bind(
@@ -203,11 +206,12 @@ def _resolve_padding(
         raise RuntimeError(f"padding='same' is not supported for strided convolutions: {stride}")
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if any(total % 2 for total in totals):
-        warnings.warn(
-            "Using padding='same' with even kernel lengths and odd dilation may require a "
-            "zero-padded copy of the input be created",
-            stacklevel=4,
-        )
+        if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
+            warnings.warn(
+                "Using padding='same' with even kernel lengths and odd dilation may require a "
+                "zero-padded copy of the input be created",
+                stacklevel=4,
+            )
         input = torch.nn.functional.pad(
             input, [extra for total in reversed(totals) for extra in (0, total % 2)]
         )

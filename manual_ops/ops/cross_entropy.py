@@ -82,18 +82,18 @@ class _IndexCrossEntropy(Function):
             )
             # Of K-dim targets it is a view, which a Function's caller could not change in place.
             return loss.clone() if loss.dim() > 1 else loss
-        dim = class_dim(input)
-        log_p = torch.log_softmax(input, dim)
+        x, w, dim = widen(input), None if weight is None else widen(weight), class_dim(input)
+        log_p = torch.log_softmax(x, dim)
         at_target = torch.nn.functional.nll_loss(
-            log_p, target, weight, ignore_index=ignore_index, reduction="none"
+            log_p, target, w, ignore_index=ignore_index, reduction="none"
         )
-        spread = log_p if weight is None else log_p * _along(dim, weight, input)
-        everywhere = -spread.sum(dim) * (target != ignore_index)
-        loss = (1 - smoothing) * at_target + smoothing / input.shape[dim] * everywhere
+        spread = (log_p if w is None else log_p * _along(dim, w, x)).sum(dim)
+        loss = (1 - smoothing) * at_target
+        loss = loss - smoothing / x.shape[dim] * spread * (target != ignore_index)
         if reduction == "mean":
-            _, coefficient = coefficients(target, weight, ignore_index, loss.dtype)
-            return loss.sum() / coefficient.sum()
-        return reduced(loss, reduction)
+            _, coefficient = coefficients(target, weight, ignore_index, x.dtype)
+            loss = loss.sum() / coefficient.sum()
+        return reduced(loss, reduction).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,26 +137,24 @@ class _ProbabilityCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight = ctx.saved_tensors
-        dim = class_dim(input)
+        needs_input, needs_target, needs_weight, *_ = ctx.needs_input_grad
+        x, dim = widen(input), class_dim(input)
+        scale = 1 if weight is None else _along(dim, widen(weight), x)
         factor = widen(grad_output)
         if ctx.reduction == "mean":
-            factor = factor / _samples(input, dim)
+            factor = factor / _samples(x, dim)
         if ctx.reduction == "none":
             factor = factor.unsqueeze(dim)
-        smoothed = None if target is None else _smoothed(target, ctx.smoothing, dim)
-        scale = 1 if weight is None else _along(dim, widen(weight), input)
         grad_input = grad_target = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            target_mass = scale * smoothed
-            probabilities = torch.softmax(widen(input), dim)
-            grad_input = probabilities * target_mass.sum(dim, keepdim=True) - target_mass
-            grad_input = (factor * grad_input).to(input.dtype)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            penalty = -factor * torch.log_softmax(widen(input), dim)
-            if ctx.needs_input_grad[1]:
-                grad_target = (1 - ctx.smoothing) * scale * penalty
-            if ctx.needs_input_grad[2]:
-                grad_weight = _sum_but(dim, smoothed * penalty)
+        if needs_input:
+            mass = scale * _smoothed(target, ctx.smoothing, dim)
+            slope = torch.softmax(x, dim) * mass.sum(dim, keepdim=True) - mass
+            grad_input = (factor * slope).to(input.dtype)
+        if needs_target:
+            grad_target = (ctx.smoothing - 1) * scale * factor * torch.log_softmax(x, dim)
+        if needs_weight:
+            smoothed = _smoothed(target, ctx.smoothing, dim)
+            grad_weight = _sum_but(dim, -factor * smoothed * torch.log_softmax(x, dim))
         return grad_input, grad_target, grad_weight, None, None
 
     @staticmethod
@@ -172,8 +170,8 @@ class _ProbabilityCrossEntropy(Function):
         smoothed = _smoothed(target, ctx.smoothing, dim)
         scale = 1 if weight is None else _along(dim, widen(weight), input)
         log_p = torch.log_softmax(widen(input), dim)
-        target_mass = scale * smoothed
-        slope = log_p.exp() * target_mass.sum(dim, keepdim=True) - target_mass
+        mass = scale * smoothed
+        slope = log_p.exp() * mass.sum(dim, keepdim=True) - mass
         tangent = slope * input_tangent - (1 - ctx.smoothing) * scale * log_p * target_tangent
         if weight_tangent is not None:
             tangent = tangent - smoothed * log_p * _along(dim, weight_tangent, input)
@@ -247,9 +245,16 @@ def cross_entropy(
             ``weight`` of class indices requires grad.
     """
     reduction = resolve_reduction(reduction, size_average, reduce)
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     input_, weight_ = full_precision(input, weight)
     loss: Tensor
     if target.shape == input.shape and target.is_floating_point():
+        if ignore_index >= 0:
+            raise RuntimeError(
+                "ignore_index is not supported for floating point target (class probabilities), "
+                f"got {ignore_index}"
+            )
         (target,) = full_precision(target)
         loss = _probability_cross_entropy(input_, target, weight_, reduction, label_smoothing)
     else:

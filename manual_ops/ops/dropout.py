@@ -24,8 +24,8 @@ class _Dropout(Function):
 
     @staticmethod
     def forward(input: Tensor, p: float) -> tuple[Tensor, Tensor]:
-        if p == 1:  # nothing to draw
-            mask = torch.zeros_like(input, dtype=torch.bool)
+        if p == 1:  # one mask element for all, nothing to draw
+            mask = torch.zeros((), dtype=torch.bool, device=input.device)
             return input * mask, mask
         return torch.native_dropout(input, p, True)
 

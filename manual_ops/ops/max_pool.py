@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind, may_overwrite
+from .._layout import is_channels_last
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -65,8 +66,7 @@ class _MaxPool2d(Function):
 
 
 def _scatter_planes(grad_output: Tensor, indices: Tensor, input_shape: torch.Size) -> Tensor:
-    # channels_last, by its strides: asking for the memory format has no rule under vmap
-    if indices.dim() == 4 and indices.shape[1] > 1 and indices.stride(1) == 1:
+    if is_channels_last(indices):
         n, c, h, w = input_shape
         zeros = grad_output.new_zeros(n, h, w, c).permute(0, 3, 1, 2)
     else:

@@ -43,41 +43,53 @@ _mse_loss = bind_pointwise_loss(
 
 
 class _WeightedMSELoss(Function):
-    """Returns x - t beside the loss: all that backward needs besides the weights."""
+    """Returns x - t and sum w beside the loss: what backward needs."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
         input: Tensor, target: Tensor, weight: Tensor, reduction: str
-    ) -> tuple[Tensor, Tensor]:
-        difference = input - target
-        return _reduced(difference.square() * weight, weight, reduction), difference
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        difference, total = input - target, weight.sum()
+        values = difference.square() * weight
+        loss = values.sum() / total if reduction == "mean" else reduced(values, reduction)
+        return loss, difference, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _input, _target, weight, ctx.reduction = inputs
-        _loss, difference = output
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _input, _target, weight, reduction = inputs
+        needs_input, needs_target, *_ = ctx.needs_input_grad
+        loss, difference, total = output
+        ctx.is_mean = reduction == "mean"
+        ctx.is_reduced = reduction != "none"
+        if not ctx.is_mean:
+            loss = total = None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(difference, weight)
-        ctx.save_for_forward(difference, weight)
+        ctx.save_for_backward(
+            difference, weight if needs_input or needs_target else None, loss, total
+        )
+        ctx.save_for_forward(difference, weight, loss, total)
 
     @staticmethod
     def backward(
-        ctx: Any, grad_output: Tensor | None, grad_difference: Tensor | None
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_difference: Tensor | None,
+        grad_total: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        difference, weight = ctx.saved_tensors
+        difference, weight, loss, total = ctx.saved_tensors
         needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
-        grad_weight = None
+        grad_input, grad_weight = grad_difference, grad_total
         if grad_output is not None:
-            factor = grad_output / weight.sum() if ctx.reduction == "mean" else grad_output
-            slope = 2 * factor * weight * difference
-            grad_difference = slope if grad_difference is None else slope + grad_difference
+            factor = grad_output / total if ctx.is_mean else grad_output
+            if needs_input or needs_target:
+                grad_input = _plus(2 * factor * weight * difference, grad_difference)
             if needs_weight:
-                grad_weight = factor * _weight_slope(difference, weight, ctx.reduction)
-        assert grad_difference is not None
-        grad_input = grad_difference if needs_input else None
-        return grad_input, -grad_difference if needs_target else None, grad_weight, None
+                slope = difference.square() - loss if ctx.is_mean else difference.square()
+                grad_weight = _plus(factor * slope, grad_total)
+        grad_target = -grad_input if needs_target and grad_input is not None else None
+        return grad_input if needs_input else None, grad_target, grad_weight, None
 
     @staticmethod
     def jvp(
@@ -86,26 +98,25 @@ class _WeightedMSELoss(Function):
         target_tangent: Tensor | None,
         weight_tangent: Tensor | None,
         _reduction: None,
-    ) -> tuple[Tensor, Tensor]:
-        difference, weight = ctx.saved_tensors
-        zero = torch.zeros_like(difference)
-        difference_tangent = zero if input_tangent is None else input_tangent
+    ) -> tuple[Tensor, ...]:
+        difference, weight, loss, total = ctx.saved_tensors
+        zeros = torch.zeros_like(difference)
+        difference_tangent = _plus(zeros, input_tangent)
         if target_tangent is not None:
             difference_tangent = difference_tangent - target_tangent
         tangent = 2 * weight * difference * difference_tangent
-        if weight_tangent is not None:
-            slope = _weight_slope(difference, weight, ctx.reduction)
-            tangent = tangent + weight_tangent * slope
-        return _reduced(tangent, weight, ctx.reduction), difference_tangent
+        weight_tangent = _plus(zeros, weight_tangent)
+        total_tangent = weight_tangent.sum()
+        tangent = tangent + weight_tangent * difference.square()
+        if ctx.is_reduced:
+            tangent = tangent.sum()
+        if ctx.is_mean:
+            tangent = (tangent - loss * total_tangent) / total
+        return tangent, difference_tangent, total_tangent
 
 
-def _reduced(values: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    return values.sum() / weight.sum() if reduction == "mean" else reduced(values, reduction)
-
-
-def _weight_slope(difference: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    loss = difference.square()
-    return loss - (loss * weight).sum() / weight.sum() if reduction == "mean" else loss
+def _plus(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
 
 
 _weighted_mse_loss = bind(_WeightedMSELoss, "input, target and weight of one shape")
@@ -155,7 +166,7 @@ def mse_loss(
     if weight_ is None:
         loss = _mse_loss(input_, target_, reduction)
     else:
-        loss, _difference = _weighted_mse_loss(input_, target_, weight_, reduction)
+        loss, *_residuals = _weighted_mse_loss(input_, target_, weight_, reduction)
     return loss
 
 
@@ -163,7 +174,8 @@ def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     if input.shape == target.shape:
         return input, target
     try:
-        return torch.broadcast_tensors(input, target)
+        broadcast: tuple[Tensor, ...] = torch.broadcast_tensors(input, target)
+        return broadcast
     except RuntimeError as error:
         raise RuntimeError(
             f"mse_loss: expected a target that broadcasts with input {tuple(input.shape)}, "
