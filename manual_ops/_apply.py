@@ -33,37 +33,10 @@ def bind(
         eager_forward: The same function as ``op.forward`` by a fused kernel that torch.func
             cannot map or differentiate; used outside torch.func and Dynamo.
     """
-    forward, setup_context = op.forward, op.setup_context
-    names = list(inspect.signature(forward).parameters)
+    forward = op.forward
     eager_forward = eager_forward or forward
-
-    def forward_with_ctx(ctx: Any, *args: Any) -> Any:
-        output = eager_forward(*args)
-        setup_context(ctx, args, output)
-        return output
-
-    def nestable_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        setup_context(_Nestable(ctx), inputs, output)
-
-    def nestable_jvp(ctx: Any, *tangents: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
-            return op.jvp(_Nestable(ctx), *tangents)
-
-    eager: type[Function] = type(
-        op.__name__,
-        (Function,),
-        {
-            "forward": staticmethod(forward_with_ctx),
-            "backward": staticmethod(op.backward),
-            "jvp": staticmethod(op.jvp),
-        },
-    )
-    transformed: type[Function] = type(
-        op.__name__,
-        (op,),
-        {"setup_context": staticmethod(nestable_setup), "jvp": staticmethod(nestable_jvp)},
-    )
-    traced: type[Function] = type(op.__name__, (op,), {"jvp": staticmethod(Function.jvp)})
+    eager, transformed, traced = _eager(op, eager_forward), _transformed(op), _traced(op)
+    names = list(inspect.signature(forward).parameters)
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -83,6 +56,41 @@ def bind(
             raise type(error)(message) from error
 
     return apply
+
+
+def _eager(op: type[Function], forward: Callable[..., Any]) -> type[Function]:
+    """Return the twin whose ``forward`` takes ctx."""
+    setup_context = op.setup_context
+
+    def forward_with_ctx(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": forward_with_ctx, "backward": op.backward, "jvp": op.jvp}
+    return _twin(op, Function, **members)
+
+
+def _transformed(op: type[Function]) -> type[Function]:
+    """Return the twin for torch.func."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        op.setup_context(_Nestable(ctx), inputs, output)
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return op.jvp(_Nestable(ctx), *tangents)
+
+    return _twin(op, op, setup_context=setup_context, jvp=jvp)
+
+
+def _traced(op: type[Function]) -> type[Function]:
+    """Return the twin for Dynamo, without ``jvp``."""
+    return _twin(op, op, jvp=Function.jvp)
+
+
+def _twin(op: type[Function], base: type, **members: Callable[..., Any]) -> type[Function]:
+    return type(op.__name__, (base,), {k: staticmethod(v) for k, v in members.items()})
 
 
 _ARGUMENT_ERRORS = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)

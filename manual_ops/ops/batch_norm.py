@@ -93,7 +93,7 @@ class _TrainingBatchNorm(Function):
             slope, shift = _per_channel(slope, input), _per_channel(shift, input)
             if g is None:
                 grad_input = torch.addcmul(shift, centred, slope)
-            elif may_overwrite(grad_output):
+            elif may_overwrite(g):
                 grad_input = torch.addcmul(shift, centred, slope, out=centred)
                 grad_input.addcmul_(g, _per_channel(scale, input))
             else:

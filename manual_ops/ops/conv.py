@@ -64,9 +64,11 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
+        grad_output = laid_out(grad_output, ctx.channels_last)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = _input_gradient(grad_output, weight, ctx.input_shape, *ctx.geometry)
+            grad_input = laid_out(grad_input, ctx.channels_last)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
             grad_weight = laid_out(grad_weight, ctx.channels_last)

@@ -59,15 +59,16 @@ class _WeightedMSELoss(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _input, _target, weight, reduction = inputs
-        needs_input, needs_target, *_ = ctx.needs_input_grad
+        needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
         loss, difference, total = output
         ctx.is_mean = reduction == "mean"
         ctx.is_reduced = reduction != "none"
-        if not ctx.is_mean:
-            loss = total = None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
-            difference, weight if needs_input or needs_target else None, loss, total
+            difference,
+            weight if needs_input or needs_target else None,
+            loss if needs_weight and ctx.is_mean else None,
+            total if ctx.is_mean else None,
         )
         ctx.save_for_forward(difference, weight, loss, total)
 
@@ -80,16 +81,19 @@ class _WeightedMSELoss(Function):
     ) -> tuple[Tensor | None, ...]:
         difference, weight, loss, total = ctx.saved_tensors
         needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
-        grad_input, grad_weight = grad_difference, grad_total
-        if grad_output is not None:
+        grad_input = grad_target = grad_weight = None
+        if grad_output is None:
+            factor = torch.zeros_like(difference)
+        else:
             factor = grad_output / total if ctx.is_mean else grad_output
-            if needs_input or needs_target:
-                grad_input = _plus(2 * factor * weight * difference, grad_difference)
-            if needs_weight:
-                slope = difference.square() - loss if ctx.is_mean else difference.square()
-                grad_weight = _plus(factor * slope, grad_total)
-        grad_target = -grad_input if needs_target and grad_input is not None else None
-        return grad_input if needs_input else None, grad_target, grad_weight, None
+        if needs_input:
+            grad_input = _plus(2 * factor * weight * difference, grad_difference)
+        if needs_target:
+            grad_target = -_plus(2 * factor * weight * difference, grad_difference)
+        if needs_weight:
+            loss_part = difference.square() - loss if ctx.is_mean else difference.square()
+            grad_weight = _plus(factor * loss_part, grad_total)
+        return grad_input, grad_target, grad_weight, None
 
     @staticmethod
     def jvp(
