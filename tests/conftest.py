@@ -9,6 +9,8 @@ import torch
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Tiny tensors: a second thread only costs, and two pytest workers would share two cores.
 torch.set_num_threads(1)
+# Float32 is compared as float32 on every device.
+torch.backends.cudnn.allow_tf32 = False
 
 
 # Warnings are errors, but for what PyTorch says about itself and no caller can mend.

@@ -40,6 +40,32 @@ def test_forward_and_backward(case: OpCase) -> None:
     assert_compiles(case, "aot_eager")
 
 
+@cases_for(table=FIRST_CASES)
+def test_batch_size_may_change(case: OpCase) -> None:
+    """The last batch of an epoch is smaller: one dynamic graph serves both."""
+    compiled_op = torch.compile(subject(case), fullgraph=True, backend="aot_eager", dynamic=True)
+    arguments = case.sample()
+    doubled = {
+        name: torch.cat([value, value]) if name in ("input", "target") else value
+        for name, value in arguments.items()
+    }
+    for sampled in (arguments, doubled):
+        function, tensors = on_differentiable(case, compiled_op, sampled, seed=False)
+        reference, _ = on_differentiable(case, case.reference, sampled, seed=False)
+        expected = value_and_gradients(reference, tensors)
+        torch.testing.assert_close(value_and_gradients(function, tensors), expected)
+
+
+@cases_for(table=FIRST_CASES[:1])
+def test_double_backward_through_compiled_code_is_refused(case: OpCase) -> None:
+    """PyTorch's own limit, for every module: an error, never a wrong number."""
+    function, tensors = on_differentiable(case, compiled(subject(case)), case.sample())
+    output = function(*tensors)
+    gradient = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        gradient[0].sum().backward()
+
+
 @pytest.mark.parametrize(
     "case",
     [c for c in FIRST_CASES if c.op in ("linear", "cross_entropy", "conv2d", "max_pool2d")],

@@ -121,6 +121,19 @@ def test_low_precision_input_with_float32_statistics(case: OpCase, dtype: torch.
     compare(case, arguments, lambda output: random_like(output, 1, dtype))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@cases_for()
+def test_no_hidden_synchronisation(case: OpCase) -> None:
+    """Nothing waits for the device, in forward or backward."""
+    arguments = case.sample(torch.float32, "cuda")
+    run(case, subject(case), arguments, torch.ones_like)  # sets up what is set up but once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(case, subject(case), arguments, torch.ones_like)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_batch_norm_far_from_zero(device: str) -> None:
     """A mean of 100 deviations: sums that cancel may cost a digit against torch.nn, not more."""
     case = next(case for case in CASES if case.id == "batch_norm-train_no_statistics")
