@@ -61,8 +61,8 @@ class Data:
         return len(self.input_shape) == 3
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Return raw inputs as float32 with the training set's mean 0 and deviation 1."""
-        return (inputs.float() - self.mean) / self.std
+        """Return raw inputs with the training set's mean 0 and deviation 1, in torch's float."""
+        return (inputs.to(self.mean.dtype) - self.mean) / self.std
 
 
 def load(config: Config, device: torch.device) -> Data:
@@ -141,8 +141,9 @@ def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation per channel, shaped to broadcast against an input."""
     per_channel = inputs.transpose(0, 1).flatten(1)
     # Channel by channel: a float copy of a whole large data set may not fit on the device.
-    mean = torch.stack([channel.float().mean() for channel in per_channel])
-    std = torch.stack([channel.float().std(correction=0) for channel in per_channel])
+    dtype = torch.get_default_dtype()
+    mean = torch.stack([channel.to(dtype).mean() for channel in per_channel])
+    std = torch.stack([channel.to(dtype).std(correction=0) for channel in per_channel])
     std[std == 0] = 1.0  # a constant channel, e.g. a black border around all images
     shape = (-1,) + (1,) * (inputs.ndim - 2)
     return mean.view(shape), std.view(shape)

@@ -1,0 +1,386 @@
+"""The training program end to end."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from tests.training.files import write_folder, write_idx, write_mnist
+from tests.training.recorder import Recorder
+from training.cli import parse_args
+from training.data import load
+
+PROGRAM = Path(train.__file__)
+SHORT = ("--epochs", "1", "--limit-train", "64", "--no-tensorboard")
+
+Run = Callable[..., dict[str, object]]
+Curve = Callable[..., list[float]]
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    """Run in a directory of its own, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run the program with arguments; return the contents of metrics.json."""
+
+    def run(*args: str, run_dir: str = "run") -> dict[str, object]:
+        assert train.main([*args, "--run-dir", run_dir]) == 0
+        return json.loads(Path(run_dir, "metrics.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def curve(tmp_path) -> Curve:
+    """Train with arguments; return the classification loss of the first steps."""
+
+    def curve(*args: str, steps: int) -> list[float]:
+        config = parse_args(args)
+        recorder = Recorder()
+        data = load(config, torch.device("cpu"))
+        layers = train.LAYERS[config.backend]
+        model = train.build_model(config, data, layers)
+        train.train(config, data, model, layers, recorder, tmp_path / "weights.pt")
+        losses = [m["train/loss"] for _, m in recorder.metrics if "train/loss" in m]
+        assert len(losses) >= steps
+        return losses[:steps]
+
+    return curve
+
+
+class TestDefaultRun:
+    def test_reaches_98_percent_on_the_digits(self):
+        """As a user starts it: no arguments, output to a pipe."""
+        finished = subprocess.run(
+            [sys.executable, PROGRAM], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert finished.returncode == 0, finished.stderr
+        (run_dir,) = Path("runs").iterdir()
+        metrics = json.loads((run_dir / "metrics.json").read_text())
+        assert metrics["test_accuracy"] >= 0.98
+        assert finished.stderr == ""
+        assert "\r" not in finished.stdout
+        assert f"test set  {metrics['test_accuracy']:8.2%}" in finished.stdout
+        for epoch in range(1, metrics["epochs"] + 1):
+            assert f"\nepoch {epoch:3d}" in finished.stdout
+
+    def test_leaves_everything_in_the_run_folder(self, run, tmp_path):
+        metrics = run("--epochs", "2")
+        names = {path.name.partition(".tfevents")[0] for path in Path("run").iterdir()}
+        assert names == {"config.yaml", "weights.pt", "metrics.json", "kernels.png", "events.out"}
+        assert metrics.keys() >= {
+            "test_accuracy", "test_loss", "per_class_accuracy", "parameters", "epochs", "seconds",
+            "images_per_second",
+        }  # fmt: skip
+        assert metrics["epochs"] == 2
+        assert len(metrics["per_class_accuracy"]) == 10
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["epochs"] == 2
+
+    def test_the_weights_give_the_reported_accuracy_on_either_backend(self, run):
+        metrics = run("--epochs", "2")
+        config = parse_args(["--config", "run/config.yaml"])
+        data = load(config, torch.device("cpu"))
+        for layers in train.LAYERS.values():
+            model = train.build_model(config, data, layers)
+            model.load_state_dict(torch.load("run/weights.pt", weights_only=True))
+            model.eval()
+            predicted = model(data.normalise(data.test.inputs)).argmax(1)
+            accuracy = (predicted == data.test.labels).float().mean().item()
+            assert accuracy == pytest.approx(metrics["test_accuracy"])
+
+    def test_runs_started_in_the_same_second_get_folders_of_their_own(self):
+        config = parse_args([])
+        assert len({train.make_run_dir(config) for _ in range(3)}) == 3
+
+
+class TestRepeatability:
+    def test_the_same_seed_gives_the_same_curve(self, curve):
+        args = ("--epochs", "2", "--augment", "--dropout", "0.2", "--batch-size", "100")
+        first, second = (curve(*args, steps=24) for _ in range(2))
+        assert first == second
+
+    def test_another_seed_gives_another_curve(self, curve):
+        first, second = (curve(*SHORT, "--seed", seed, steps=1) for seed in "01")
+        assert first != second
+
+    def test_a_run_can_be_repeated_from_its_config(self, run):
+        first = run("--dataset", "moons", "--epochs", "2", "--lr", "0.02")
+        again = run("--config", "run/config.yaml", run_dir="again")
+        other = run("--config", "run/config.yaml", "--lr", "0.01", run_dir="other")
+        losses = [
+            [epoch["train/epoch_loss"] for epoch in metrics["history"]]
+            for metrics in (first, again, other)
+        ]
+        assert losses[0] == losses[1]
+        assert losses[0] != losses[2]
+
+
+class TestBackends:
+    """The same model and seed on manual_ops.nn and torch.nn: equal to within float noise.
+
+    Every step amplifies the rounding of those before it. In float64 50 steps leave it below a
+    millionth, where a wrong gradient would show at once; float32 is what people run.
+    """
+
+    def curves(self, curve: Curve, *args: str) -> tuple[list[float], list[float]]:
+        manual, reference = (curve(*args, "--backend", name, steps=50) for name in train.LAYERS)
+        assert np.mean(reference[-10:]) < 0.8 * reference[0]  # it learns: the curve says something
+        return manual, reference
+
+    @pytest.fixture
+    def double(self) -> Iterator[None]:
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+
+    @pytest.mark.usefixtures("double")
+    @pytest.mark.parametrize(
+        "args",
+        [
+            "--model mlp --activation sigmoid --lr 0.01",
+            "--model mlp --activation leaky_relu --batch-norm --dropout 0.1",
+            "--model mnist-cnn --augment",
+            "--model cifar-cnn --label-smoothing 0.1",
+            "--model fashion-cnn",
+            "--model fashion-cnn --optimizer sgd --lr 0.01 --weight-decay 0.01",
+            "--model fashion-cnn --optimizer sgd-moving-average --lr 0.1",
+            "--model fashion-cnn --optimizer adam --lr 0.001 --amsgrad",
+        ],
+    )
+    def test_digits(self, curve, args):
+        common = "--batch-size 100 --epochs 5 --lr 0.002 --schedule constant "
+        manual, reference = self.curves(curve, *(common + args).split(" "))
+        np.testing.assert_allclose(manual, reference, rtol=1e-6)
+
+    def test_mnist_in_float32(self, curve, tmp_path):
+        """The first 50 steps on MNIST; without the real one, on files in its format."""
+        root = os.environ.get("MANUAL_OPS_DATA")
+        if root is None:
+            root = str(tmp_path)
+            write_mnist(tmp_path, train=1400)
+        manual, reference = self.curves(
+            curve, "--dataset", "mnist", "--data-dir", root, "--no-augment", "--limit-train",
+            "1280", "--epochs", "5", "--schedule", "constant", "--lr", "0.002",
+        )  # fmt: skip
+        np.testing.assert_allclose(manual[:10], reference[:10], rtol=1e-5)
+        np.testing.assert_allclose(manual, reference, rtol=1e-2)
+
+
+class TestDataSets:
+    def test_moons(self, run):
+        metrics = run("--dataset", "moons")
+        assert metrics["model"] == "mlp"
+        assert metrics["test_accuracy"] > 0.96
+        assert set(metrics["per_class_accuracy"]) == {"upper", "lower"}
+        assert not Path("run/kernels.png").exists()
+
+    def test_mnist_files(self, run, tmp_path):
+        write_mnist(tmp_path, train=1000)
+        metrics = run("--dataset", "mnist", "--data-dir", str(tmp_path), "--no-augment")
+        assert metrics["parameters"] == 14_682
+        assert metrics["test_accuracy"] > 0.9
+
+    def test_folder(self, run, tmp_path):
+        write_folder(tmp_path / "pets", classes="abc")
+        metrics = run("--dataset", "folder", "--data-dir", "pets", "--model", "vgg", *SHORT)
+        assert list(metrics["per_class_accuracy"]) == ["a", "b", "c"]
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "args",
+        [
+            "--optimizer sgd --nesterov --momentum 0.8",
+            "--optimizer sgd-moving-average --weight-decay 0.001",
+            "--optimizer adam --amsgrad",
+            "--optimizer adamw --weight-decay 0.1",
+            "--schedule constant",
+            "--schedule cosine",
+            "--augment --label-smoothing 0.1",
+            "--amp",
+            "--model vgg",
+            "--model mlp --hidden 20 10 --activation leaky_relu --negative-slope 0.2 --batch-norm",
+            "--model mlp --hidden --select last",
+            "--device cpu --threads 1",
+        ],
+    )
+    def test_a_short_run(self, run, args):
+        metrics = run(*SHORT, *args.split(" "))
+        assert 0 <= metrics["test_accuracy"] <= 1
+        assert np.isfinite(metrics["test_loss"])
+
+    def test_compile(self, run, monkeypatch, fresh_compiler):
+        """The whole forward pass in one graph, with the loss of the eager run."""
+        eager = run(*SHORT)
+        whole_graph = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+        monkeypatch.setattr(torch, "compile", whole_graph)
+        compiled = run(*SHORT, "--compile")
+        losses = [metrics["history"][0]["train/epoch_loss"] for metrics in (eager, compiled)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def test_amp_computes_in_bfloat16(self, run, monkeypatch):
+        dtypes = set()
+        add = train.StepMetrics.add
+
+        def spy(self, step, learning_rate, loss, logits, labels):
+            dtypes.add(logits.dtype)
+            add(self, step, learning_rate, loss, logits, labels)
+
+        monkeypatch.setattr(train.StepMetrics, "add", spy)
+        run(*SHORT, "--amp")
+        assert dtypes == {torch.bfloat16}
+
+    def test_best_and_last_weights(self, run):
+        """A learning rate that spoils the weights late: best and last epoch differ."""
+        args = ("--epochs", "6", "--lr", "0.3", "--schedule", "constant", "--optimizer", "sgd")
+        best, last = (run(*args, "--select", select, run_dir=select) for select in ("best", "last"))
+        assert best["history"] == [
+            {**epoch, "images_per_second": pytest.approx(epoch["images_per_second"], rel=100)}
+            for epoch in last["history"]
+        ]
+        accuracies = [epoch["validation/accuracy"] for epoch in best["history"]]
+        assert accuracies[best["selected_epoch"] - 1] == max(accuracies)
+        assert best["validation_accuracy"] == max(accuracies)
+        assert last["selected_epoch"] == 6
+        assert last["validation_accuracy"] == accuracies[-1]
+
+    def test_the_test_set_is_touched_once_at_the_end(self, run, monkeypatch):
+        sizes = []
+        evaluate = train.evaluate
+
+        def spy(model, criterion, data, split):
+            sizes.append(len(split))
+            return evaluate(model, criterion, data, split)
+
+        monkeypatch.setattr(train, "evaluate", spy)
+        run("--epochs", "3", "--limit-train", "64")
+        assert sizes == [144, 144, 144, 359]
+
+
+class TestTensorBoard:
+    def test_what_is_shown(self, run):
+        run("--epochs", "2", "--weight-decay", "0.01")
+        events = EventAccumulator("run")
+        events.Reload()
+        scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        steps = 2 * 20
+        for tag in ("train/loss", "train/accuracy", "learning_rate"):
+            assert [event.step for event in scalars[tag]] == list(range(1, steps + 1))
+        for tag in ("validation/loss", "validation/accuracy", "images_per_second"):
+            assert [event.step for event in scalars[tag]] == [20, 40]
+        assert {event.step for event in scalars["train/weight_decay_loss"]} == {20, 40}
+        layers = {"conv1", "norm1", "conv2", "norm2", "conv3", "norm3", "linear", "output"}
+        assert {tag for tag in scalars if tag.startswith("gradient_norm/")} == {
+            f"gradient_norm/{layer}" for layer in layers
+        }
+        assert [event.step for event in events.Images("kernels")] == [0, 20, 40]
+        assert [event.step for event in events.Images("samples")] == [0]
+
+
+class TestMistakes:
+    """Each ends with one line that says what is wrong, and no traceback."""
+
+    def error(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+        assert train.main(args) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("--dataset folder --data-dir none", "none/train is not a directory"),
+            ("--dataset moons --model vgg", "vgg needs images"),
+            ("--dataset moons --augment", "--augment needs images"),
+            ("--model mnist-cnn --hidden 3", "mnist-cnn has no option --hidden"),
+            ("--model cifar-cnn --dropout 0.5", "cifar-cnn has no option --dropout"),
+            ("--model mlp --batch-norm --batch-size 1", "--batch-norm needs at least 2"),
+            ("--device abacus", "--device abacus is not available here"),
+            ("--device cuda:99", "--device cuda:99 is not available here"),
+            ("--config none.yaml", "none.yaml"),
+            ("--run-dir /dev/null/run", "/dev/null/run"),
+        ],
+    )
+    def test_settings(self, args, message, capsys):
+        assert message in self.error(capsys, *args.split())
+        assert not Path("runs").exists()
+
+    @pytest.mark.parametrize("args", ["--model lenet", "--epochs 0", "--lr -1", "--no-such-flag"])
+    def test_flags(self, args, capsys):
+        with pytest.raises(SystemExit) as raised:
+            train.main(args.split())
+        assert raised.value.code == 2
+        assert args.split()[0] in capsys.readouterr().err
+
+    def test_labels_out_of_range(self, capsys, tmp_path):
+        write_idx(write_mnist(tmp_path) / "train-labels-idx1-ubyte", np.full(300, 10))
+        error = self.error(capsys, "--dataset", "mnist", "--data-dir", str(tmp_path))
+        assert "labels from 10 to 10" in error
+
+    def test_truncated_images(self, capsys, tmp_path):
+        path = write_mnist(tmp_path) / "train-images-idx3-ubyte"
+        path.write_bytes(path.read_bytes()[:5000])
+        error = self.error(capsys, "--dataset", "mnist", "--data-dir", str(tmp_path))
+        assert "damaged" in error
+
+    def test_a_file_that_is_no_image(self, capsys, tmp_path):
+        write_folder(tmp_path / "pets")
+        Path("pets/train/a/0.png").write_text("no image")
+        error = self.error(capsys, "--dataset", "folder", "--data-dir", "pets")
+        assert "pets/train/a/0.png is not an image" in error
+
+    def test_a_learning_rate_that_diverges(self, capsys):
+        args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
+        assert "Lower --lr" in self.error(capsys, *args, "--batch-size", "8")
+
+    def test_an_error_of_the_program_itself_is_not_hidden(self, monkeypatch):
+        def fail(*args):
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(train, "train", fail)
+        with pytest.raises(ValueError, match="a bug"):
+            train.main([])
+
+
+def test_ctrl_c_ends_without_traceback_and_keeps_the_best_weights():
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            PROGRAM,
+            "--epochs",
+            "100000",
+            "--schedule",
+            "constant",
+            "--run-dir",
+            "run",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("epoch   2"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    assert torch.load("run/weights.pt", weights_only=True)

@@ -1,0 +1,21 @@
+"""A logger that keeps what it is given."""
+
+from training.log import Logger
+
+
+class Recorder(Logger):
+    """Keeps metrics and the names of images, with their steps."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.images: list[tuple[int, str]] = []
+        self.closed = False
+
+    def log(self, metrics, step):
+        self.metrics.append((step, dict(metrics)))
+
+    def log_image(self, name, image, step):
+        self.images.append((step, name))
+
+    def close(self):
+        self.closed = True

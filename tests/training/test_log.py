@@ -1,0 +1,133 @@
+"""Loggers, and the collection of per-step metrics."""
+
+import io
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.recorder import Recorder
+from training.log import ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
+
+EPOCH = {
+    "epoch": 3,
+    "train/epoch_loss": 0.25,
+    "train/epoch_accuracy": 0.75,
+    "train/weight_decay_loss": 0.125,
+    "validation/loss": 0.5,
+    "validation/accuracy": 0.625,
+    "images_per_second": 1234.0,
+}
+
+
+def test_the_plain_logger_does_nothing():
+    logger = Logger()
+    logger.log({"a": 1.0}, 1)
+    logger.log_image("b", torch.zeros(3, 1, 1, dtype=torch.uint8), 1)
+    logger.close()
+
+
+def test_several_loggers_all_get_everything():
+    recorders = Recorder(), Recorder()
+    logger = Loggers(*recorders)
+    logger.log({"a": 1.0}, 1)
+    logger.log_image("b", torch.zeros(3, 1, 1, dtype=torch.uint8), 2)
+    logger.close()
+    for recorder in recorders:
+        assert (recorder.metrics, recorder.images) == ([(1, {"a": 1.0})], [(2, "b")])
+        assert recorder.closed
+
+
+class TestStepMetrics:
+    def add(self, metrics: StepMetrics, step: int, loss: float) -> None:
+        logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+        metrics.add(step, 0.1 * step, torch.tensor(loss), logits, torch.tensor([0, 1, 1, 0]))
+
+    def test_steps_are_logged_together_when_flushed(self):
+        recorder = Recorder()
+        metrics = StepMetrics(recorder)
+        self.add(metrics, 1, 0.5)
+        self.add(metrics, 2, 0.25)
+        assert recorder.metrics == []
+        metrics.flush()
+        assert recorder.metrics == [
+            (1, {"train/loss": 0.5, "train/accuracy": 0.75, "learning_rate": 0.1}),
+            (2, {"train/loss": 0.25, "train/accuracy": 0.75, "learning_rate": 0.2}),
+        ]
+        metrics.flush()
+        assert len(recorder.metrics) == 2
+
+    def test_epoch_means_cover_flushed_and_pending_steps_once(self):
+        metrics = StepMetrics(Logger())
+        self.add(metrics, 1, 0.5)
+        metrics.flush()
+        self.add(metrics, 2, 0.25)
+        assert metrics.epoch_means() == (0.375, 0.75)
+        self.add(metrics, 3, 1.0)
+        assert metrics.epoch_means() == (1.0, 0.75)
+
+    @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+    def test_a_loss_that_is_not_finite_stops_the_run(self, loss):
+        metrics = StepMetrics(Logger())
+        self.add(metrics, 1, 0.5)
+        self.add(metrics, 2, loss)
+        with pytest.raises(FloatingPointError, match=r"step 2 is .*Lower --lr"):
+            metrics.flush()
+
+
+class TestConsole:
+    def test_plain_lines_when_the_output_is_no_terminal(self, capsys):
+        logger = ConsoleLogger(100)
+        logger.log({"train/loss": 1.0}, 20)
+        logger.log(EPOCH, 30)
+        logger.close()
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out == (
+            "epoch   3  loss 0.2500 + weight decay 0.1250  accuracy  75.00%  "
+            "validation loss 0.5000  accuracy  62.50%  1,234 images/s\n"
+        )
+
+    def test_no_word_of_weight_decay_without_it(self, capsys):
+        logger = ConsoleLogger(100)
+        logger.log({**EPOCH, "train/weight_decay_loss": 0.0}, 30)
+        assert "decay" not in capsys.readouterr().out
+
+    def test_a_progress_bar_in_a_terminal(self, monkeypatch, capsys):
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        logger = ConsoleLogger(100)
+        logger.log({"train/loss": 1.25}, 20)
+        logger.log(EPOCH, 30)
+        logger.close()
+        assert "30/100" in terminal.getvalue()
+        assert "loss=1.2500" in terminal.getvalue()
+        assert capsys.readouterr().out.startswith("epoch   3")
+
+
+class TestTensorBoard:
+    def events(self, directory) -> EventAccumulator:
+        accumulator = EventAccumulator(str(directory))
+        accumulator.Reload()
+        return accumulator
+
+    def test_scalars_and_images(self, tmp_path):
+        logger = TensorBoardLogger(tmp_path)
+        logger.log({"train/loss": 0.5}, 1)
+        logger.log({"train/loss": 0.25, "learning_rate": 0.1}, 2)
+        logger.log_image("kernels", torch.zeros(3, 4, 5, dtype=torch.uint8), 2)
+        logger.close()
+        events = self.events(tmp_path)
+        assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
+        image = events.Images("kernels")[0]
+        assert (image.step, image.width, image.height) == (2, 5, 4)
+
+    def test_a_second_run_in_the_directory_replaces_the_first(self, tmp_path):
+        for value in (1.0, 2.0):
+            logger = TensorBoardLogger(tmp_path)
+            for step in (1, 2):
+                logger.log({"train/loss": value}, step)
+            logger.close()
+        assert [e.value for e in self.events(tmp_path).Scalars("train/loss")] == [2.0, 2.0]
