@@ -1,62 +1,16 @@
 """The one table of op cases that every contract test is driven by.
 
-A case names an op of ``manual_ops.functional``, its arguments and what they cover. Tensor arguments
-are drawn in float64 or int64 from a seeded generator and then rounded to the dtype under test, so
-that the float64 truth of a low-precision run is computed from the very same numbers.
+A case names an op of ``manual_ops.functional``, its arguments and what they cover.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
 
-
-@dataclass(frozen=True)
-class Draw:
-    """How one tensor argument is drawn, and whether its gradient is part of the contract."""
-
-    sample: Callable[[Generator], Tensor]
-    differentiable: bool = True
-
-
-def normal(*shape: int) -> Draw:
-    return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64))
-
-
-def uniform(*shape: int, low: float, high: float) -> Draw:
-    return Draw(lambda g: low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64))
-
-
-def spread(*shape: int) -> Draw:
-    """Distinct values, 0.25 apart and 0.125 away from zero: no kink or tie within a step of 0.1."""
-
-    def sample(g: Generator) -> Tensor:
-        count = torch.Size(shape).numel()
-        grid = (torch.arange(count, dtype=torch.float64) - count // 2) * 0.25 + 0.125
-        return grid[torch.randperm(count, generator=g)].reshape(shape)
-
-    return Draw(sample)
-
-
-def probabilities(*shape: int, dim: int) -> Draw:
-    return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64).softmax(dim))
-
-
-def labels(*shape: int, classes: int) -> Draw:
-    return Draw(lambda g: torch.randint(classes, shape, generator=g), differentiable=False)
-
-
-def given(values: int | list[int]) -> Draw:
-    """Class indices written out."""
-    return Draw(lambda g: torch.tensor(values), differentiable=False)
-
-
-def constant(draw: Draw) -> Draw:
-    """The same numbers, for an argument that torch.nn has no gradient for either."""
-    return replace(draw, differentiable=False)
+from tests.draws import Draw, constant, given, labels, normal, probabilities, spread, uniform
 
 
 @dataclass(frozen=True)
