@@ -1,0 +1,1 @@
+"""Side by side against torch.nn, in one process; prints ratios, asserts nothing."""

@@ -1,0 +1,62 @@
+"""Alternating measurement of two sides, and the bytes they save for backward."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.benchmark import Timer
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Time of one call of ours over torch.nn's: medians in seconds, and the spread of the ratio."""
+
+    ours: float
+    torch: float
+    ratio: float
+    low: float
+    high: float
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0) -> Comparison:
+    """Time both sides in turn for about ``seconds`` and take the median of the paired ratios.
+
+    On a shared machine the absolute times drift; neighbouring pairs see the same drift.
+    ``low`` and ``high`` are the quartiles of the ratios.
+    """
+    threads = torch.get_num_threads()
+    sides = [
+        Timer("side()", globals={"side": side}, num_threads=threads) for side in (ours, theirs)
+    ]
+    once = max(sum(timer.timeit(3).mean for timer in sides), 1e-7)  # also warms up
+    pairs = 15
+    calls = max(1, round(seconds / once / pairs))
+    times = [[timer.timeit(calls).mean for timer in sides] for _ in range(pairs)]
+    ratios = [a / b for a, b in times]
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    ours_time, torch_time = (statistics.median(side) for side in zip(*times, strict=True))
+    return Comparison(ours_time, torch_time, ratio, low, high)
+
+
+def saved_bytes(forward: Callable[[], Any]) -> int:
+    """Bytes that ``forward`` keeps for backward, counted by distinct storages."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def geometric_mean(ratios: list[float]) -> float:
+    """Mean of ratios: twice as fast and twice as slow cancel."""
+    return statistics.geometric_mean(ratios)

@@ -1,0 +1,222 @@
+"""Time each op's forward plus backward against torch.nn.functional.
+
+python -m benchmarks.ops                    # every op, large and small input
+python -m benchmarks.ops --only conv2d relu # these alone
+python -m benchmarks.ops --size large --seconds 3
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+import manual_ops.functional
+from benchmarks.measure import Comparison, compare, geometric_mean, saved_bytes
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an op, its large and small input (None: the op has no such use)."""
+
+    op: str
+    large: Callable[[], Inputs]
+    small: Callable[[], Inputs]
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Op and label, as printed."""
+        return f"{self.op} {self.label}".rstrip()
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.randn(*shape).requires_grad_()
+
+
+def _elementwise(op: str, **settings: Any) -> Case:
+    return Case(
+        op,
+        lambda: {"input": _leaf(64, 64, 32, 32), **settings},
+        lambda: {"input": _leaf(64, 512), **settings},
+    )
+
+
+def _rows(op: str, **settings: Any) -> Case:
+    return Case(
+        op,
+        lambda: {"input": _leaf(1024, 4000), **settings},
+        lambda: {"input": _leaf(128, 10), **settings},
+    )
+
+
+def _labels(op: str, **settings: Any) -> Case:
+    def inputs(n: int, classes: int) -> Inputs:
+        return {"input": _leaf(n, classes), "target": torch.randint(classes, (n,)), **settings}
+
+    label = ", ".join(settings)
+    return Case(op, lambda: inputs(1024, 4000), lambda: inputs(128, 10), label)
+
+
+def _pairs(op: str, logits: bool = True) -> Case:
+    def inputs(*shape: int) -> Inputs:
+        input = _leaf(*shape) if logits else torch.rand(*shape).requires_grad_()
+        return {"input": input, "target": torch.rand(*shape)}
+
+    return Case(op, lambda: inputs(1024, 4000), lambda: inputs(128, 10))
+
+
+def _probabilities() -> Case:
+    def inputs(n: int, classes: int) -> Inputs:
+        return {"input": _leaf(n, classes), "target": torch.rand(n, classes).softmax(1)}
+
+    return Case(
+        "cross_entropy", lambda: inputs(1024, 4000), lambda: inputs(128, 10), "probabilities"
+    )
+
+
+def _batch_norm(training: bool, channels_last: bool = False) -> Case:
+    def inputs(n: int, c: int, size: int) -> Inputs:
+        image = torch.randn(n, c, size, size)
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        return {
+            "input": image.requires_grad_(),
+            "running_mean": torch.zeros(c),
+            "running_var": torch.ones(c),
+            "weight": _leaf(c),
+            "bias": _leaf(c),
+            "training": training,
+        }
+
+    label = ("training" if training else "evaluation") + (" channels_last" * channels_last)
+    return Case("batch_norm", lambda: inputs(64, 64, 32), lambda: inputs(64, 16, 7), label)
+
+
+def _conv2d(label: str, image: tuple[int, ...], weight: tuple[int, ...], **settings: Any) -> Case:
+    def inputs(n: int) -> Inputs:
+        return {
+            "input": _leaf(n, *image),
+            "weight": _leaf(*weight),
+            "bias": _leaf(weight[0]),
+            **settings,
+        }
+
+    return Case("conv2d", lambda: inputs(128), lambda: inputs(2), label)
+
+
+def _pool(op: str, kernel: int, stride: int, padding: int = 0) -> Case:
+    settings = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    return Case(
+        op,
+        lambda: {"input": _leaf(64, 64, 32, 32), **settings},
+        lambda: {"input": _leaf(8, 16, 14, 14), **settings},
+        f"{kernel}/{stride}",
+    )
+
+
+def _linear(*, bias: bool = True) -> Case:
+    def inputs(n: int, features: int, out: int) -> Inputs:
+        return {
+            "input": _leaf(n, features),
+            "weight": _leaf(out, features),
+            "bias": _leaf(out) if bias else None,
+        }
+
+    return Case("linear", lambda: inputs(4096, 512, 512), lambda: inputs(64, 512, 10))
+
+
+CASES = [
+    _linear(),
+    _elementwise("relu"),
+    _elementwise("leaky_relu"),
+    _elementwise("sigmoid"),
+    _elementwise("tanh"),
+    _elementwise("softplus"),
+    _rows("softmax", dim=1),
+    _rows("log_softmax", dim=1),
+    _labels("nll_loss"),
+    _labels("cross_entropy"),
+    _labels("cross_entropy", label_smoothing=0.1),
+    _probabilities(),
+    _pairs("binary_cross_entropy", logits=False),
+    _pairs("binary_cross_entropy_with_logits"),
+    _pairs("mse_loss"),
+    _batch_norm(training=True),
+    _batch_norm(training=True, channels_last=True),
+    _batch_norm(training=False),
+    Case(
+        "conv1d",
+        lambda: {"input": _leaf(64, 32, 1024), "weight": _leaf(64, 32, 5), "padding": 2},
+        lambda: {"input": _leaf(4, 8, 64), "weight": _leaf(16, 8, 5), "padding": 2},
+    ),
+    _conv2d("5x5, 16 to 16", (16, 28, 28), (16, 16, 5, 5), padding=2),
+    _conv2d("3x3, 3 to 16", (3, 32, 32), (16, 3, 3, 3), padding=1),
+    _conv2d("3x3, 64 to 128", (64, 16, 16), (128, 64, 3, 3), padding=1),
+    _conv2d("3x3 stride 2, 64 to 128", (64, 16, 16), (128, 64, 3, 3), padding=1, stride=2),
+    _conv2d("1x1, 64 to 256", (64, 16, 16), (256, 64, 1, 1)),
+    _conv2d("3x3 depthwise, 64", (64, 16, 16), (64, 1, 3, 3), padding=1, groups=64),
+    _pool("max_pool2d", 2, 2),
+    _pool("max_pool2d", 3, 2, 1),
+    _pool("avg_pool2d", 2, 2),
+    _pool("avg_pool2d", 3, 2, 1),
+    _elementwise("dropout", p=0.5),
+]
+
+
+def measure(case: Case, inputs: Inputs, seconds: float) -> tuple[Comparison, int, int]:
+    """Return the time of forward plus backward, and the bytes saved by ours and by torch."""
+    leaves = [t for t in inputs.values() if isinstance(t, Tensor) and t.requires_grad]
+
+    def side(functional: ModuleType) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        op = getattr(functional, case.op)
+        grad_output = torch.randn_like(op(**inputs))
+
+        def step() -> None:
+            torch.autograd.grad(op(**inputs), leaves, grad_output)
+
+        return step, lambda: op(**inputs)
+
+    (ours, our_forward), (theirs, their_forward) = map(
+        side, (manual_ops.functional, torch_functional)
+    )
+    times = compare(ours, theirs, seconds)
+    return times, saved_bytes(our_forward), saved_bytes(their_forward)
+
+
+def main() -> None:
+    """Print one line for each op and size, and the geometric means."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="OP", help="names of ops; default all")
+    parser.add_argument("--size", choices=("large", "small", "both"), default="both")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each line")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for size in ("large", "small") if args.size == "both" else (args.size,):
+        print(f"\n{size:40} {'ours':>10} {'torch.nn':>10}  ratio (quartiles)      saved bytes")
+        ratios = []
+        for case in CASES:
+            if args.only and case.op not in args.only:
+                continue
+            torch.manual_seed(0)
+            times, ours, theirs = measure(case, getattr(case, size)(), args.seconds)
+            ratios.append(times.ratio)
+            print(
+                f"{case.name:40} {times.ours * 1e3:7.3f} ms {times.torch * 1e3:7.3f} ms  "
+                f"{times.ratio:5.2f} ({times.low:4.2f}-{times.high:4.2f})  "
+                f"{ours:>11,} / {theirs:,}",
+                flush=True,
+            )
+        if ratios:
+            print(f"{'geometric mean':40} {'':24} {geometric_mean(ratios):5.2f}")
+
+
+if __name__ == "__main__":
+    main()
