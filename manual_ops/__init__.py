@@ -2,5 +2,8 @@
 
 from . import functional as functional
 from . import nn as nn
+from .convert import convert as convert
+from .convert import override as override
+from .convert import revert as revert
 
 __version__ = "0.1.0"

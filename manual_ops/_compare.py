@@ -1,0 +1,94 @@
+"""Run two models on the same inputs and random numbers; find where they differ most."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference among some tensors, relative to the largest element of its tensor."""
+
+    relative: float
+    absolute: float
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.relative:.1e} relative, {self.absolute:.1e} absolute ({self.where})"
+
+
+def compare(ours: nn.Module, theirs: nn.Module, inputs: Any) -> dict[str, Difference]:
+    """Return the largest difference of outputs, gradients and buffers.
+
+    Gradients are those of one random projection of all outputs, with respect to every parameter
+    and every floating-point input that the outputs depend on.
+
+    Args:
+        ours: A model; its buffers may change.
+        theirs: The model to compare with.
+        inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments.
+    """
+    results = _results(ours, inputs), _results(theirs, inputs)
+    return {what: _largest(results[0][what], results[1][what]) for what in results[1]}
+
+
+def _results(model: nn.Module, inputs: Any) -> dict[str, dict[str, Tensor]]:
+    leaves: dict[str, Tensor] = {k: p for k, p in model.named_parameters() if p.requires_grad}
+
+    def fresh(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        value = value.detach().clone()
+        if value.is_floating_point() or value.is_complex():
+            leaves[f"input {len(leaves)}"] = value.requires_grad_()
+        return value
+
+    inputs = tree_map(fresh, inputs)
+    devices = {leaf.device for leaf in leaves.values() if leaf.is_cuda}
+    # Restores the random state afterwards, so that both models start from the same one.
+    with torch.random.fork_rng(list(devices)), torch.enable_grad():
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        else:
+            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        outputs = [o for o in tree_leaves(output) if isinstance(o, Tensor)]
+        smooth = [o for o in outputs if o.requires_grad]
+        total = sum((o * _weights(o)).sum().real for o in smooth)
+    gradients: tuple[Tensor | None, ...] = ()
+    if isinstance(total, Tensor):
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        "outputs": {f"output {i}": o.detach() for i, o in enumerate(outputs)},
+        "gradients": {k: g for k, g in zip(leaves, gradients, strict=False) if g is not None},
+        "buffers": dict(model.named_buffers()),
+    }
+
+
+def _weights(output: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(output.numel())
+    return torch.randn(output.shape, generator=generator).to(output)
+
+
+def _largest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
+    if ours.keys() != theirs.keys():
+        return Difference(float("inf"), float("inf"), f"only one has {ours.keys() ^ theirs.keys()}")
+    differences = [_difference(ours[name], theirs[name], name) for name in theirs]
+    return max(differences, key=lambda d: d.relative, default=Difference(0.0, 0.0, "none"))
+
+
+def _difference(ours: Tensor, theirs: Tensor, name: str) -> Difference:
+    if ours.shape != theirs.shape:
+        return Difference(float("inf"), float("inf"), f"{name}: other shape")
+    if not ours.numel() or torch.equal(ours, theirs):
+        return Difference(0.0, 0.0, name)
+    wide = torch.promote_types(ours.dtype, torch.float64)
+    absolute = float((ours.to(wide) - theirs.to(wide)).abs().max())
+    scale = float(theirs.to(wide).abs().max())
+    relative = absolute / scale if scale else float("inf")
+    # NaN against a number must not be lost in the maximum over tensors.
+    return Difference(relative if relative == relative else float("inf"), absolute, name)

@@ -1,0 +1,119 @@
+"""Run hand-written ops where code calls ``torch.nn.functional``, torch or a tensor's methods."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from . import functional
+
+Op = Callable[..., Any]
+
+
+def override() -> AbstractContextManager[Any]:
+    """Return a context in which torch's own functions run the hand-written ops.
+
+    Whatever ``manual_ops.functional`` holds is taken over under each of its names:
+    ``F.softmax(x, 1)``, ``torch.softmax(x, 1)``, ``x.softmax(1)``, and in place ``F.relu_(x)``,
+    ``x.sigmoid_()``. torch.nn's modules, which call these, are covered as well, and so is code
+    compiled by ``torch.compile``, with the context around it or inside. Everything else of torch
+    is untouched. The context counts for the thread that enters it; entered again inside itself
+    it changes nothing.
+
+    Left to torch: calls with ``out=``, which autograd refuses anyway; tensor subclasses with a
+    ``__torch_function__`` of their own; what a function of torch calls inside itself
+    (``F.gumbel_softmax``).
+
+    An activation checkpoint computes its segment again during backward, outside of this context.
+    Give it the same one there: ``checkpoint(f, x, use_reentrant=False, context_fn=lambda:
+    (nullcontext(), override()))``.
+    """
+    # A second mode on the stack would take over the calls that the hand-written op makes.
+    if any(isinstance(mode, _Override) for mode in _get_current_function_mode_stack()):
+        return nullcontext()
+    return _Override()
+
+
+class _Override(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if types or "out" in kwargs:
+            return func(*args, **kwargs)
+        return _ROUTES.get(func, func)(*args, **kwargs)
+
+
+def _routes() -> dict[Op, Op]:
+    """Map each of torch's functions to the hand-written op that is called in its place."""
+    routes: dict[Op, Op] = {}
+
+    def add(namespace: Any, name: str, op: Op | None) -> None:
+        if op is not None and hasattr(namespace, name):
+            routes.setdefault(getattr(namespace, name), op)
+
+    for name, op in vars(functional).items():
+        if not inspect.isfunction(op) or name.startswith("_"):
+            continue
+        add(torch_functional, name, op)
+        add(torch_functional, f"{name}_", _in_place(op))
+        add(torch_functional, f"{name}_with_indices", partial(op, return_indices=True))
+        adapted = _adapted(op, name)
+        for namespace in (torch, Tensor, torch.special):
+            add(namespace, name, adapted)
+            add(namespace, f"{name}_", adapted and _in_place(adapted))
+    return routes
+
+
+# ATen's names for parameters that torch.nn.functional calls otherwise, or does not have.
+_FUNCTIONAL_NAMES = {
+    "self": "input",
+    "train": "training",
+    "cudnn_enable": None,
+    "cudnn_enabled": None,
+}
+
+
+def _adapted(op: Op, name: str) -> Op | None:
+    """Return ``op`` with the parameters of ``torch.<name>``, None where they mean other things.
+
+    The two orders differ (``x.softmax(1, dtype)``, ``torch.batch_norm``), therefore ATen's
+    schema is asked for the names and the op is called by keyword.
+    """
+    accepted = {*inspect.signature(op).parameters, None}
+    # There a number instead of a word.
+    accepted.discard("reduction")
+    packet = getattr(torch.ops.aten, name, None)
+    for overload in packet.overloads() if packet else ():
+        schema = getattr(packet, overload)._schema
+        names = [_FUNCTIONAL_NAMES.get(a.name, a.name) for a in schema.arguments]
+        if accepted.issuperset(names):
+            return _by_keyword(op, names)
+    return None
+
+
+def _by_keyword(op: Op, names: Iterable[str | None]) -> Op:
+    names = tuple(names)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False))
+        given.update({_FUNCTIONAL_NAMES.get(k, k): v for k, v in kwargs.items()})
+        return op(**{k: v for k, v in given.items() if k is not None})
+
+    return call
+
+
+def _in_place(op: Op) -> Op:
+    if "inplace" in inspect.signature(op).parameters:
+        return partial(op, inplace=True)
+    # On a copy: the op may save its input for backward.
+    return lambda input, *args, **kwargs: input.copy_(op(input.clone(), *args, **kwargs))
+
+
+_ROUTES = _routes()

@@ -1,0 +1,248 @@
+"""Put hand-written layers into an existing model: convert, revert, override.
+
+``convert`` changes the class of a layer and nothing else, so whatever refers to the layer or to
+its parameters (optimizers, hooks, tied weights, ``DistributedDataParallel``) goes on doing so.
+What is swapped is what ``manual_ops.nn.__all__`` names, what is overridden is what
+``manual_ops.functional`` holds: a new layer or function takes part without an edit here.
+
+Order, where a model is also wrapped or rewritten by others:
+
+* ``.to()``, ``.train()``, optimizers, ``torch.compile``: before or after. ``inplace=False`` is a
+  ``copy.deepcopy``, so an optimizer made before it holds the parameters of the original.
+* ``DistributedDataParallel``: convert, then wrap; or afterwards with ``inplace=True``.
+* ``fully_shard``: convert, then shard; or afterwards with ``inplace=True`` (a sharded model cannot
+  be deep-copied). A layer that is sharded as a unit of its own has a class of its own by then and
+  is left alone.
+* ``SyncBatchNorm.convert_sync_batchnorm``: first it, then convert; it builds torch.nn's layer from
+  any batch norm.
+* ``parametrize.register_parametrization``: convert, then parametrise. A lazy layer: convert after
+  the first forward has given it its class.
+"""
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from . import nn as manual_nn
+from ._compare import Difference, compare
+from ._override import override as override
+
+_log = logging.getLogger(__name__)
+
+_MANUAL: dict[type, type] = {
+    getattr(nn, name): getattr(manual_nn, name) for name in manual_nn.__all__ if hasattr(nn, name)
+}
+_TORCH: dict[type, type] = {manual: twin for twin, manual in _MANUAL.items()}
+
+# Files of torch.nn.modules whose classes hold other modules or only move, pad or resize data.
+_NO_LAYERS = (
+    *("channelshuffle", "container", "flatten", "fold", "module", "padding", "pixelshuffle"),
+    "upsampling",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module of a model: its name in it, its class, and what became of it."""
+
+    name: str
+    kind: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``convert`` or ``revert`` did, or would do; prints as a few lines.
+
+    Layers are the modules of torch.nn, and of subclasses, that carry parameters or compute; not
+    containers, nor what only moves, pads or resizes data.
+
+    Attributes:
+        converted: Layers whose class changed; the note is the new class.
+        already: Layers that had been converted before.
+        left: Layers left alone; the note says why.
+        other: Modules of other classes that hold parameters themselves. Functional calls in their
+            code run hand-written ops inside :func:`override`.
+        differences: Largest difference of ``"outputs"``, ``"gradients"`` and ``"buffers"`` from
+            the original, if verified.
+    """
+
+    converted: tuple[Layer, ...] = ()
+    already: tuple[Layer, ...] = ()
+    left: tuple[Layer, ...] = ()
+    other: tuple[Layer, ...] = ()
+    differences: Mapping[str, Difference] | None = None
+
+    @property
+    def share(self) -> float:
+        """Converted layers, now or before, among all layers; 1 where there is none."""
+        done = len(self.converted) + len(self.already)
+        return done / (done + len(self.left)) if done + len(self.left) else 1.0
+
+    def __str__(self) -> str:
+        done = len(self.converted) + len(self.already)
+        kinds = Counter(layer.kind for layer in self.converted)
+        lines = [
+            f"{done} of {done + len(self.left)} layers converted ({self.share:.1%}), "
+            f"{len(self.already)} of them before",
+            *(f"  {count:4d} {kind}" for kind, count in kinds.most_common()),
+        ]
+        for title, layers in (("left alone", self.left), ("code of its own", self.other)):
+            lines += [f"{title}: {layer.name} ({layer.kind}): {layer.note}" for layer in layers]
+        for what, difference in (self.differences or {}).items():
+            lines.append(f"largest difference of {what}: {difference}")
+        return "\n".join(lines)
+
+
+class Conversion(NamedTuple):
+    """The model and what was done to it."""
+
+    model: nn.Module
+    report: Report
+
+
+def convert(
+    model: nn.Module,
+    inplace: bool = False,
+    *,
+    dry_run: bool = False,
+    verify: bool = False,
+    inputs: Any = None,
+) -> Conversion:
+    """Give every torch.nn layer of ``model`` its hand-written class.
+
+    Only layers whose class is exactly one that ``manual_ops.nn`` has are changed. Subclasses,
+    parametrised layers and layers with a ``forward`` of their own are left alone, because their
+    code may not be what the hand-written class replaces. Parameters, buffers, hooks, training
+    flags, shared layers and tied weights are untouched: only ``__class__`` is set. Converting
+    twice changes nothing.
+
+    Args:
+        model: Any module, also a single layer.
+        inplace: Change ``model`` itself instead of a deep copy.
+        dry_run: Change nothing; the report lists what would change.
+        verify: Run a copy of the model as it was and a converted one on ``inputs``, with the same
+            random numbers, and report the largest differences of outputs, gradients (of
+            parameters and inputs) and buffers. ``model`` itself is not run.
+        inputs: What ``verify`` calls the model with: a tensor, a tuple of positional arguments or
+            a dict of keyword arguments.
+
+    Returns:
+        ``(model, report)``: the converted model (``model`` itself on a dry run) and a
+        :class:`Report`. The report is also logged, as a warning where layers were left alone.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``verify`` without ``inputs``, or ``inputs`` without ``verify``.
+    """
+    if verify != (inputs is not None):
+        raise ValueError(
+            "convert expects inputs exactly when verify=True, got "
+            f"verify={verify} and inputs of type {type(inputs).__name__}"
+        )
+    differences = None
+    if verify:
+        original, converted = copy.deepcopy(_checked(model)), copy.deepcopy(model)
+        _swap(converted, _MANUAL, dry_run=False)
+        differences = compare(converted, original, inputs)
+    return _run(model, _MANUAL, inplace, dry_run, differences)
+
+
+def revert(model: nn.Module, inplace: bool = False, *, dry_run: bool = False) -> Conversion:
+    """Give every hand-written layer of ``model`` its torch.nn class; undoes :func:`convert`.
+
+    Args:
+        model: Any module, also one built from ``manual_ops.nn`` in the first place.
+        inplace: Change ``model`` itself instead of a deep copy.
+        dry_run: Change nothing; the report lists what would change.
+
+    Returns:
+        ``(model, report)`` as :func:`convert`; in the report ``converted`` are the layers that
+        became torch.nn's.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    return _run(model, _TORCH, inplace, dry_run)
+
+
+def _run(
+    model: nn.Module,
+    classes: dict[type, type],
+    inplace: bool,
+    dry_run: bool,
+    differences: Mapping[str, Difference] | None = None,
+) -> Conversion:
+    target = _checked(model) if inplace or dry_run else copy.deepcopy(_checked(model))
+    report = replace(_swap(target, classes, dry_run), differences=differences)
+    level = logging.WARNING if report.left else logging.INFO
+    _log.log(level, "%s%s", "dry run: " if dry_run else "", report)
+    return Conversion(target, report)
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _swap(model: nn.Module, classes: dict[type, type], dry_run: bool) -> Report:
+    """Set the class of every layer that ``classes`` names, unless on a dry run."""
+    converted, already, left, other = [], [], [], []
+    finished = frozenset(classes.values())
+    inside: set[nn.Module] = set()  # a swapped layer's forward runs what it holds by itself
+    for name, module in list(model.named_modules()):
+        kind = type(module)
+        target = classes.get(kind)
+        if module in inside:
+            continue
+        if kind in finished or (target and "forward" not in vars(module)):
+            inside.update(module.modules())
+        layer = Layer(name or "(model)", kind.__name__, "")
+        if kind in finished:
+            already.append(layer)
+        elif target and "forward" not in vars(module):
+            converted.append(replace(layer, note=_qualified(target)))
+            if not dry_run:
+                module.__class__ = target
+        elif isinstance(module, tuple(classes)) or (classes is _MANUAL and _is_layer(module)):
+            left.append(replace(layer, note=_reason(module)))
+        elif next(module.parameters(recurse=False), None) is not None:
+            other.append(replace(layer, note=f"parameters held by {_qualified(kind)}"))
+    return Report(tuple(converted), tuple(already), tuple(left), tuple(other))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether ``module`` is one of torch.nn's that computes, or derives from one."""
+    base = _torch_class(module)
+    if base is nn.Identity or base.__module__.rpartition(".")[2] in _NO_LAYERS:
+        return False
+    has_parameters = next(module.parameters(recurse=False), None) is not None
+    return has_parameters or next(module.children(), None) is None
+
+
+def _torch_class(module: nn.Module) -> type:
+    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
+
+
+def _reason(module: nn.Module) -> str:
+    if parametrize.is_parametrized(module):
+        return "parametrised: " + ", ".join(module.parametrizations)  # type: ignore[arg-type]
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if isinstance(module, LazyModuleMixin):
+        return "lazy: convert it after the first forward"
+    if type(module) is _torch_class(module):
+        return "no hand-written version"
+    return f"subclass of {_qualified(type(module).__mro__[1])}"
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".replace("torch.nn.modules.", "torch.nn.")
