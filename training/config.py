@@ -23,15 +23,14 @@ class Config:
     """
 
     dataset: DatasetName = "digits"
-    """Data set. digits and moons ship with scikit-learn, folder reads images from --data-dir, the
-    others are read from --data-dir and downloaded if missing."""
+    """Data set. digits and moons come with scikit-learn, the others are read from --data-dir.
+    All but folder are downloaded into it if they are not there."""
 
     data_dir: Path = Path("data")
-    """Directory of the data sets in torchvision's layout; for folder, the one that holds
-    train/CLASS/* and test/CLASS/*."""
+    """Directory of the data sets; for folder, the one that holds train/CLASS/* and test/CLASS/*."""
 
     image_size: int | None = None
-    """folder: resize every image to this height and width. Needed only if sizes differ."""
+    """folder: resize every image to this height and width; needed only if sizes differ."""
 
     limit_train: int | None = None
     """Train on this many images only."""
@@ -40,10 +39,10 @@ class Config:
     """Fraction of the training images held out to choose the best epoch."""
 
     augment: bool = False
-    """Crop training images at random after padding them, and mirror them where --flip is on."""
+    """Crop training images at random, see --crop-padding, and mirror them, see --flip."""
 
     crop_padding: int = 4
-    """Pixels of padding on each side before the random crop of --augment."""
+    """Pixels of black padding on each side before the random crop of --augment."""
 
     flip: bool = True
     """Mirror half of the images under --augment. Wrong for digits and letters."""
@@ -67,7 +66,7 @@ class Config:
     """mlp and fashion-cnn: probability of zeroing an activation."""
 
     backend: Literal["manual", "torch"] = "manual"
-    """Layers: manual_ops.nn, or torch.nn for comparison. Both start from the same weights."""
+    """Layers: manual_ops.nn, or torch.nn to compare. Both start from the same weights."""
 
     epochs: int = 10
     """Passes over the training images."""
@@ -76,17 +75,16 @@ class Config:
     """Images in a step."""
 
     optimizer: OptimizerName = "adamw"
-    """sgd is torch.optim's (m <- mu m + g); sgd-moving-average has m <- mu m + (1 - mu) g and
-    decays the weights apart from the gradient."""
+    """sgd has momentum m <- mu m + g; sgd-moving-average has m <- mu m + (1 - mu) g."""
 
     lr: float = 0.001
-    """Learning rate; the peak one for cosine and one-cycle."""
+    """Learning rate; for cosine and one-cycle, the highest."""
 
     schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
 
     momentum: float = 0.9
-    """sgd and sgd-moving-average: momentum mu. adam and adamw: their beta1."""
+    """Momentum mu of sgd and sgd-moving-average; beta1 of adam and adamw."""
 
     nesterov: bool = False
     """sgd: Nesterov's momentum."""
@@ -95,35 +93,31 @@ class Config:
     """adam and adamw: the AMSGrad variant."""
 
     weight_decay: float = 0.0
-    """Factor lambda of the L2 penalty lambda/2 |theta|^2 on weights; biases and the parameters of
-    batch norm are not decayed."""
+    """Factor of the penalty on weights, lambda/2 |theta|^2; biases and batch norm are left free."""
 
     label_smoothing: float = 0.0
     """Probability taken from the true class and spread over all of them."""
 
     select: Literal["best", "last"] = "best"
-    """Weights to test and keep: those of the epoch with the best validation accuracy, or the
-    last."""
+    """Weights to test and keep: of the epoch with the best validation accuracy, or the last."""
 
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
 
     threads: int | None = None
-    """CPU threads; PyTorch's own choice by default. Small models gain nothing from several, and
-    lose much where other programs keep the cores busy."""
+    """CPU threads; by default PyTorch's choice. Small models are fastest with one."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the images, augmentation and dropout."""
 
     compile: bool = False
-    """Run the training step through torch.compile."""
+    """Run the forward and backward pass through torch.compile."""
 
     amp: bool = False
     """Train under autocast to bfloat16."""
 
     run_dir: Path | None = None
-    """Folder for the config, weights, metrics and TensorBoard events.
-    [default: runs/DATASET-MODEL-TIME]"""
+    """Folder for settings, weights, metrics and events; by default runs/DATASET-MODEL-TIME."""
 
     tensorboard: bool = True
     """Write TensorBoard events."""

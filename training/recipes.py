@@ -36,7 +36,7 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
 
 # then for the two together.
 _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
-    ("digits", "fashion-cnn"): {"epochs": 40, "batch_size": 64},
+    ("digits", "fashion-cnn"): {"epochs": 20, "batch_size": 64, "augment": True},
     ("moons", "mlp"): {"hidden": (32, 32), "epochs": 30, "batch_size": 32, "lr": 0.01},
     ("mnist", "mlp"): {"activation": "sigmoid", "lr": 0.005},
     ("mnist", "mnist-cnn"): {"epochs": 8},

@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.json, the printed summary and pictures for TensorBoard."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,18 +25,25 @@ def heading(config: Config, data: Data, model: Module) -> str:
     import torchinfo
 
     device = data.train.labels.device
-    table = torchinfo.summary(
-        model,
-        input_data=data.normalise(data.train.inputs[:1]),
-        col_names=("output_size", "num_params"),
-        mode="eval",
-        verbose=0,
-    )
-    return (
+    layers = torchinfo.summary(
+        model, input_data=data.normalise(data.train.inputs[:1]), mode="eval", verbose=0
+    ).summary_list[1:]
+    lines = [
         f"{config.dataset}: {len(data.train):,} training, {len(data.validation):,} validation, "
-        f"{len(data.test):,} test examples of {len(data.classes)} classes\n"
-        f"{config.model} of {config.backend} layers on {device}\n{table}"
-    )
+        f"{len(data.test):,} test examples of {len(data.classes)} classes",
+        f"{config.model} of {config.backend} layers on {device}:",
+    ]
+    lines += [
+        f"  {layer.var_name:<10} {layer.class_name:<12} {_size(layer.output_size[1:]):<12} "
+        f"{f'{layer.num_params:>10,}' if layer.num_params else ''}".rstrip()
+        for layer in layers
+    ]
+    lines.append(f"  {'parameters':<36} {sum(p.numel() for p in model.parameters()):>10,}")
+    return "\n".join(lines)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def metrics(
