@@ -466,11 +466,17 @@ def _empty(op: str, **arguments: Any) -> OpCase:
 # Zero samples: compared with torch.nn in values, gradients and buffers; nothing to differentiate.
 EMPTY_CASES: tuple[OpCase, ...] = (
     _empty("linear", input=normal(0, 4), weight=normal(2, 4), bias=normal(2)),
+    OpCase(
+        "linear",
+        "no_features",
+        {"input": normal(3, 0), "weight": normal(2, 0), "bias": normal(2)},
+    ),
+    OpCase("softmax", "no_classes", {"input": normal(3, 0), "dim": 1}),
     *(
         _empty(op, input=spread(0, 3))
         for op in ("relu", "leaky_relu", "sigmoid", "tanh", "log", "softplus", "dropout")
     ),
-    *(_empty(op, input=normal(0, 3), dim=dim) for op in ("softmax", "log_softmax") for dim in (1,)),
+    *(_empty(op, input=normal(0, 3), dim=1) for op in ("softmax", "log_softmax")),
     *(
         OpCase(op, f"empty_{reduction}", {"input": normal(0, 4), "reduction": reduction} | target)
         for op, target in {

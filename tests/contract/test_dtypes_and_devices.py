@@ -1,0 +1,86 @@
+"""Integer and complex inputs, and tensors without data: as torch.nn, or a clear refusal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+from manual_ops import functional
+from tests.cases import OpCase
+from tests.harness import assert_like, cases_for, first, random_like, subject
+
+Call = Callable[[Any], Tensor | tuple[Tensor, ...]]
+
+
+@cases_for()
+def test_meta_device(case: OpCase) -> None:
+    """Shapes, dtypes and strides of outputs and gradients, computed from no data at all."""
+    arguments = case.sample(torch.float32, "meta")
+    leaves = {name: arguments[name].requires_grad_() for name in case.differentiable}
+    results = []
+    for op in (subject(case), case.reference):
+        output = first(op(**(arguments | leaves)))
+        results.append([output, *torch.autograd.grad(output.sum(), list(leaves.values()))])
+    for ours, theirs in zip(*results, strict=True):
+        assert_like(ours, theirs, case.id)
+
+
+INTEGERS = torch.arange(-8, 8).reshape(1, 1, 4, 4)
+INTEGER_CALLS: dict[str, Call] = {
+    "linear": lambda f: f.linear(INTEGERS, INTEGERS[0, 0], INTEGERS[0, 0, 0]),
+    "relu": lambda f: f.relu(INTEGERS),
+    "sigmoid": lambda f: f.sigmoid(INTEGERS),
+    "tanh": lambda f: f.tanh(INTEGERS),
+    "softmax": lambda f: f.softmax(INTEGERS, -1, dtype=torch.float32),
+    "conv2d": lambda f: f.conv2d(INTEGERS, INTEGERS[..., :2, :2], padding=1),
+    "max_pool2d": lambda f: f.max_pool2d(INTEGERS, 2, return_indices=True),
+    "avg_pool2d": lambda f: f.avg_pool2d(INTEGERS, 2),
+    "dropout": lambda f: f.dropout(INTEGERS, training=False),
+    "byte_target": lambda f: f.cross_entropy(INTEGERS[0, 0].double(), torch.ones(4).byte()),
+    "byte_target_smoothed": lambda f: f.cross_entropy(
+        INTEGERS[0, 0].double(), torch.ones(4).byte(), label_smoothing=0.1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTEGER_CALLS)
+def test_integers_that_torch_accepts(name: str) -> None:
+    call = INTEGER_CALLS[name]
+    torch.testing.assert_close(call(functional), call(torch_functional))
+
+
+COMPLEX_CASES = {
+    "linear": ((3, 4), (2, 4), (2,)),
+    "conv1d": ((2, 3, 5), (4, 3, 2), (4,)),
+    "conv2d": ((2, 3, 4, 4), (4, 3, 2, 2), (4,)),
+    "sigmoid": ((3,),),
+    "tanh": ((3,),),
+    "log": ((3,),),
+    "dropout": ((20,),),
+}
+# ATen's convolution splits complex numbers into real ones above the primitive that ours stands on.
+REFUSES_COMPLEX = {"conv1d", "conv2d"}
+
+
+@pytest.mark.parametrize("name", COMPLEX_CASES)
+def test_complex_is_right_or_refused(name: str) -> None:
+    tensors = [
+        torch.randn(shape, dtype=torch.complex128, requires_grad=True)
+        for shape in COMPLEX_CASES[name]
+    ]
+
+    def gradients(op: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        output = op(*tensors)
+        cotangent = torch.complex(random_like(output.real, 1), random_like(output.real, 2))
+        return torch.autograd.grad(output, tensors, cotangent)
+
+    expected = gradients(torch.log if name == "log" else getattr(torch_functional, name))
+    if name in REFUSES_COMPLEX:
+        with pytest.raises((NotImplementedError, RuntimeError, TypeError), match="complex"):
+            gradients(getattr(functional, name))
+    else:
+        torch.testing.assert_close(gradients(getattr(functional, name)), expected)
