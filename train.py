@@ -81,14 +81,13 @@ def run(args: Sequence[str]) -> int:
     logger = make_logger(config, data, run_dir)
     try:
         history, selected = train(config, data, model, layers, logger, run_dir / "weights.pt")
+        model.load_state_dict(torch.load(run_dir / "weights.pt", weights_only=True))
+        test = evaluate(model, layers.CrossEntropyLoss(), data, data.test)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         logger.close()
-
-    model.load_state_dict(torch.load(run_dir / "weights.pt", weights_only=True))
-    test = evaluate(model, layers.CrossEntropyLoss(), data, data.test)
     seconds = time.perf_counter() - started
     metrics = report.metrics(config, data, model, history, selected, test, seconds)
     report.write(run_dir, metrics, data, model)

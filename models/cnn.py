@@ -73,9 +73,11 @@ def fashion_cnn(
     batch_norm: bool = True,
     dropout: float = 0.1,
 ) -> Module:
-    """Build three blocks of ``conv 3x3 - [batch norm] - relu - max-pool 2 - [dropout]``.
+    """Build three blocks of ``conv 3x3 - max-pool 2 - [batch norm] - relu - [dropout]``.
 
-    A hidden layer of 128 and a linear layer follow.
+    The blocks have 24, 48 and 96 channels; a hidden layer of 128 and a linear layer follow.
+    Max-pooling comes before relu, with which it commutes, and before batch norm, so that both
+    work on a quarter of the pixels.
 
     Args:
         layers: Namespace of the layers, ``manual_ops.nn`` or ``torch.nn``.
@@ -86,12 +88,12 @@ def fashion_cnn(
     """
     channels, height, width = image_shape("fashion-cnn", input_shape, smallest=8)
     modules: OrderedDict[str, Module] = OrderedDict()
-    for i, size in enumerate((32, 64, 128), start=1):
+    for i, size in enumerate((24, 48, 96), start=1):
         modules[f"conv{i}"] = layers.Conv2d(channels, size, 3, padding=1)
+        modules[f"pool{i}"] = layers.MaxPool2d(2)
         if batch_norm:
             modules[f"norm{i}"] = layers.BatchNorm2d(size)
         modules[f"relu{i}"] = layers.ReLU()
-        modules[f"pool{i}"] = layers.MaxPool2d(2)
         if dropout:
             modules[f"dropout{i}"] = layers.Dropout(dropout)
         channels = size

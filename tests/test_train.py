@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class TestDefaultRun:
         assert metrics["test_accuracy"] >= 0.98
         assert finished.stderr == ""
         assert "\r" not in finished.stdout
+        assert re.search(rf"parameters +{metrics['parameters']:,}\n", finished.stdout)
         assert f"test set  {metrics['test_accuracy']:8.2%}" in finished.stdout
         for epoch in range(1, metrics["epochs"] + 1):
             assert f"\nepoch {epoch:3d}" in finished.stdout

@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on held-out data."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import Module
 
 from training.data import Data, Split
 
-BATCH_SIZE = 1000
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ def evaluate(model: Module, criterion: Module, data: Data, split: Split) -> Eval
         criterion: Maps logits and labels to the mean loss of a batch.
         data: The data set, for its normalisation and classes.
         split: The part of it to evaluate on.
+
+    Raises:
+        FloatingPointError: The loss is not finite: training has diverged.
     """
     model.eval()
     classes = len(data.classes)
@@ -46,11 +50,14 @@ def evaluate(model: Module, criterion: Module, data: Data, split: Split) -> Eval
         logits = model(data.normalise(inputs))
         total_loss += criterion(logits, labels) * len(labels)
         predictions.append(logits.argmax(1))
+    loss = total_loss.item() / len(split)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"training diverged: the held-out loss is {loss}. Lower --lr")
     hits = split.labels[torch.cat(predictions) == split.labels]
     correct = torch.bincount(hits, minlength=classes)
     count = torch.bincount(split.labels, minlength=classes)
     return Evaluation(
-        loss=total_loss.item() / len(split),
+        loss=loss,
         accuracy=len(hits) / len(split),
         per_class=tuple(
             hits_ / total if total else None

@@ -29,8 +29,8 @@ _DATASETS: dict[DatasetName, dict[str, Any]] = {
 _MODELS: dict[ModelName, dict[str, Any]] = {
     "mlp": {"hidden": (300,), "augment": False},
     "mnist-cnn": {"lr": 0.01},
-    "cifar-cnn": {"epochs": 16, "lr": 0.004},
-    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "lr": 0.005},
+    "cifar-cnn": {"epochs": 24, "lr": 0.004},
+    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "epochs": 12, "lr": 0.005},
     "vgg": {"batch_norm": True, "epochs": 30, "lr": 0.002, "weight_decay": 0.05},
 }
 
@@ -38,13 +38,14 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
 _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
     ("digits", "fashion-cnn"): {"epochs": 20, "batch_size": 64, "augment": True},
     ("moons", "mlp"): {"hidden": (32, 32), "epochs": 30, "batch_size": 32, "lr": 0.01},
-    ("mnist", "mlp"): {"activation": "sigmoid", "lr": 0.005},
-    ("mnist", "mnist-cnn"): {"epochs": 8},
+    ("mnist", "mlp"): {"activation": "sigmoid", "epochs": 12, "lr": 0.005},
+    ("mnist", "mnist-cnn"): {"epochs": 8, "batch_size": 64, "crop_padding": 1, "select": "last"},
     ("cifar10", "mlp"): {
         "hidden": (1000, 500, 200, 100, 100),
         "activation": "leaky_relu",
         "negative_slope": 0.002,
         "augment": True,
+        "epochs": 20,
     },
 }
 

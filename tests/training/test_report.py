@@ -43,6 +43,16 @@ class TestEvaluate:
         assert result.accuracy == 0.5
         assert result.per_class == (1.0, 0.0, None)
 
+    def test_a_loss_that_is_not_finite_is_an_error(self):
+        images = data()
+
+        class Diverged(nn.Module):
+            def forward(self, inputs):
+                return torch.full((len(inputs), 3), float("nan"))
+
+        with pytest.raises(FloatingPointError, match=r"diverged.*nan"):
+            evaluate(Diverged(), nn.CrossEntropyLoss(), images, images.test)
+
     def test_inputs_are_normalised_and_no_graph_is_kept(self):
         images = data()
         seen = []
