@@ -56,6 +56,11 @@ def test_every_op_has_cases() -> None:
     assert len({case.id for case in CASES + EMPTY_CASES}) == len(CASES + EMPTY_CASES)
 
 
+def test_exemptions_are_few_and_spelled_right() -> None:
+    exemptions = {check for case in CASES for check in case.exempt}
+    assert exemptions == {"vmap", "hessian", "input layout", "fewer operations"}
+
+
 def test_every_op_that_can_be_misused_has_bad_calls() -> None:
     anything_goes = {"relu", "sigmoid", "tanh", "log"}  # any tensor will do
     assert {call.op for call in BAD_CALLS} | anything_goes == set(OPS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vmap
 
-from tests.cases import OpCase
+from tests.cases import CASES, OpCase
 from tests.harness import cases_for, first, on_differentiable, scalar, subject
 
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "pos_weight")
@@ -93,6 +93,17 @@ def test_vmap(case: OpCase, shared: bool) -> None:
     found = vmap(on_tensors(case, subject(case)), (in_dims,), randomness="same")(stacked)
     expected = [on_differentiable(case, case.reference, sample) for sample in samples]
     torch.testing.assert_close(found, torch.stack([f(*tensors) for f, tensors in expected]))
+
+
+@cases_for(table=[case for case in CASES if "vmap" in case.exempt])
+def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
+    """As torch.nn does: one running mean cannot follow several batches at once."""
+    samples, stacked, in_dims = stack_samples(case, shared=True)
+    before = {name: samples[0][name].clone() for name in case.buffers}
+    for op in (case.reference, subject(case)):
+        with pytest.raises(RuntimeError):
+            vmap(on_tensors(case, op), (in_dims,))(stacked)
+        assert all(torch.equal(stacked[name], value) for name, value in before.items())
 
 
 @cases_for("vmap")
