@@ -156,18 +156,18 @@ def train(
         validation = evaluate(model, validation_criterion, data, data.validation)
         history.append(
             {
-                "epoch": epoch,
-                "train/epoch_loss": train_loss,
-                "train/epoch_accuracy": train_accuracy,
+                "schedule/epoch": epoch,
+                "loss/train_epoch": train_loss,
+                "accuracy/train_epoch": train_accuracy,
                 **penalty(config, model),
-                "validation/loss": validation.loss,
-                "validation/accuracy": validation.accuracy,
-                "images_per_second": steps_per_epoch(config, data) * len(labels) / seconds,
+                "loss/validation": validation.loss,
+                "accuracy/validation": validation.accuracy,
+                "speed/images_per_second": steps_per_epoch(config, data) * len(labels) / seconds,
             }
         )
         logger.log(history[-1], step)
         if data.has_images:
-            logger.log_image("kernels", report.kernels(model, data), step)
+            logger.log_image("pictures/kernels", report.kernels(model, data), step)
         score = (validation.accuracy, -validation.loss)
         if config.select == "last" or score > best:
             best, selected = score, epoch
@@ -178,7 +178,7 @@ def train(
 
 def penalty(config: Config, model: Module) -> dict[str, float]:
     """Return the weight-decay loss as a metric, apart from the classification loss."""
-    return {"train/weight_decay_loss": weight_decay_loss(model, config.weight_decay).item()}
+    return {"loss/weight_decay": weight_decay_loss(model, config.weight_decay).item()}
 
 
 def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> None:
@@ -187,8 +187,8 @@ def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> N
         return
     generator = torch.Generator(data.train.labels.device).manual_seed(config.seed)
     inputs, _ = next(training_batches(config, data, generator))
-    logger.log_image("samples", report.samples(inputs), 0)
-    logger.log_image("kernels", report.kernels(model, data), 0)
+    logger.log_image("pictures/samples", report.samples(inputs), 0)
+    logger.log_image("pictures/kernels", report.kernels(model, data), 0)
 
 
 def pick_device(config: Config) -> torch.device:

@@ -63,11 +63,11 @@ class ConsoleLogger(Logger):
     @override
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._bar.update(step - self._bar.n)
-        if "epoch" in metrics:
+        if "schedule/epoch" in metrics:
             self._bar.write(_epoch_line(metrics), file=sys.stdout)
             sys.stdout.flush()  # plain lines reach a pipe or file as they come
-        elif "train/loss" in metrics:
-            self._bar.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
+        elif "loss/train" in metrics:
+            self._bar.set_postfix(loss=f"{metrics['loss/train']:.4f}", refresh=False)
 
     @override
     def close(self) -> None:
@@ -75,14 +75,14 @@ class ConsoleLogger(Logger):
 
 
 def _epoch_line(metrics: Mapping[str, float]) -> str:
-    decay = metrics["train/weight_decay_loss"]
+    decay = metrics["loss/weight_decay"]
     return (
-        f"epoch {metrics['epoch']:3.0f}  loss {metrics['train/epoch_loss']:.4f}"
+        f"epoch {metrics['schedule/epoch']:3.0f}  loss {metrics['loss/train_epoch']:.4f}"
         f"{f' + weight decay {decay:.4f}' if decay else ''}  "
-        f"accuracy {metrics['train/epoch_accuracy']:7.2%}  "
-        f"validation loss {metrics['validation/loss']:.4f}  "
-        f"accuracy {metrics['validation/accuracy']:7.2%}  "
-        f"{metrics['images_per_second']:,.0f} images/s"
+        f"accuracy {metrics['accuracy/train_epoch']:7.2%}  "
+        f"validation loss {metrics['loss/validation']:.4f}  "
+        f"accuracy {metrics['accuracy/validation']:7.2%}  "
+        f"{metrics['speed/images_per_second']:,.0f} images/s"
     )
 
 
@@ -152,9 +152,9 @@ class StepMetrics:
                     f"training diverged: the loss of step {step} is {loss}. Lower --lr"
                 )
             metrics = {
-                "train/loss": loss,
-                "train/accuracy": accuracy,
-                "learning_rate": learning_rate,
+                "loss/train": loss,
+                "accuracy/train": accuracy,
+                "schedule/learning_rate": learning_rate,
             }
             self._logger.log(metrics, step)
             self._epoch.append((loss, accuracy))

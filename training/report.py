@@ -70,12 +70,12 @@ def metrics(
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "per_class_accuracy": dict(zip(data.classes, test.per_class, strict=True)),
-        "validation_accuracy": history[selected - 1]["validation/accuracy"],
+        "validation_accuracy": history[selected - 1]["accuracy/validation"],
         "selected_epoch": selected,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": config.epochs,
         "seconds": seconds,
-        "images_per_second": fmean(epoch["images_per_second"] for epoch in history),
+        "images_per_second": fmean(epoch["speed/images_per_second"] for epoch in history),
         "dataset": config.dataset,
         "model": config.model,
         "backend": config.backend,
@@ -119,7 +119,7 @@ def summary(metrics: dict[str, Any]) -> str:
 def gradient_norms(model: Module) -> dict[str, float]:
     """Return the Euclidean norm of the gradient of each layer that has parameters."""
     norms = {
-        f"gradient_norm/{name}": torch.stack([p.grad.norm() for p in layer_parameters]).norm()
+        f"norm/gradient/{name}": torch.stack([p.grad.norm() for p in layer_parameters]).norm()
         for name, layer in model.named_modules()
         if (layer_parameters := [p for p in layer.parameters(recurse=False) if p.grad is not None])
     }

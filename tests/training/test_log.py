@@ -11,13 +11,13 @@ from tests.training.recorder import Recorder
 from training.log import ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
 
 EPOCH = {
-    "epoch": 3,
-    "train/epoch_loss": 0.25,
-    "train/epoch_accuracy": 0.75,
-    "train/weight_decay_loss": 0.125,
-    "validation/loss": 0.5,
-    "validation/accuracy": 0.625,
-    "images_per_second": 1234.0,
+    "schedule/epoch": 3,
+    "loss/train_epoch": 0.25,
+    "accuracy/train_epoch": 0.75,
+    "loss/weight_decay": 0.125,
+    "loss/validation": 0.5,
+    "accuracy/validation": 0.625,
+    "speed/images_per_second": 1234.0,
 }
 
 
@@ -52,8 +52,8 @@ class TestStepMetrics:
         assert recorder.metrics == []
         metrics.flush()
         assert recorder.metrics == [
-            (1, {"train/loss": 0.5, "train/accuracy": 0.75, "learning_rate": 0.1}),
-            (2, {"train/loss": 0.25, "train/accuracy": 0.75, "learning_rate": 0.2}),
+            (1, {"loss/train": 0.5, "accuracy/train": 0.75, "schedule/learning_rate": 0.1}),
+            (2, {"loss/train": 0.25, "accuracy/train": 0.75, "schedule/learning_rate": 0.2}),
         ]
         metrics.flush()
         assert len(recorder.metrics) == 2
@@ -79,7 +79,7 @@ class TestStepMetrics:
 class TestConsole:
     def test_plain_lines_when_the_output_is_no_terminal(self, capsys):
         logger = ConsoleLogger(100)
-        logger.log({"train/loss": 1.0}, 20)
+        logger.log({"loss/train": 1.0}, 20)
         logger.log(EPOCH, 30)
         logger.close()
         out, err = capsys.readouterr()
@@ -91,7 +91,7 @@ class TestConsole:
 
     def test_no_word_of_weight_decay_without_it(self, capsys):
         logger = ConsoleLogger(100)
-        logger.log({**EPOCH, "train/weight_decay_loss": 0.0}, 30)
+        logger.log({**EPOCH, "loss/weight_decay": 0.0}, 30)
         assert "decay" not in capsys.readouterr().out
 
     def test_a_progress_bar_in_a_terminal(self, monkeypatch, capsys):
@@ -99,7 +99,7 @@ class TestConsole:
         terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", terminal)
         logger = ConsoleLogger(100)
-        logger.log({"train/loss": 1.25}, 20)
+        logger.log({"loss/train": 1.25}, 20)
         logger.log(EPOCH, 30)
         logger.close()
         assert "30/100" in terminal.getvalue()
@@ -115,19 +115,19 @@ class TestTensorBoard:
 
     def test_scalars_and_images(self, tmp_path):
         logger = TensorBoardLogger(tmp_path)
-        logger.log({"train/loss": 0.5}, 1)
-        logger.log({"train/loss": 0.25, "learning_rate": 0.1}, 2)
-        logger.log_image("kernels", torch.zeros(3, 4, 5, dtype=torch.uint8), 2)
+        logger.log({"loss/train": 0.5}, 1)
+        logger.log({"loss/train": 0.25, "schedule/learning_rate": 0.1}, 2)
+        logger.log_image("pictures/kernels", torch.zeros(3, 4, 5, dtype=torch.uint8), 2)
         logger.close()
         events = self.events(tmp_path)
-        assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
-        image = events.Images("kernels")[0]
+        assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 0.5), (2, 0.25)]
+        image = events.Images("pictures/kernels")[0]
         assert (image.step, image.width, image.height) == (2, 5, 4)
 
     def test_a_second_run_in_the_directory_replaces_the_first(self, tmp_path):
         for value in (1.0, 2.0):
             logger = TensorBoardLogger(tmp_path)
             for step in (1, 2):
-                logger.log({"train/loss": value}, step)
+                logger.log({"loss/train": value}, step)
             logger.close()
-        assert [e.value for e in self.events(tmp_path).Scalars("train/loss")] == [2.0, 2.0]
+        assert [e.value for e in self.events(tmp_path).Scalars("loss/train")] == [2.0, 2.0]

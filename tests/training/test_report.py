@@ -121,17 +121,17 @@ def test_gradient_norms_are_those_of_whole_layers():
     model[3].requires_grad_(False)
     model(torch.randn(5, 3)).square().sum().backward()
     norms = report.gradient_norms(model)
-    assert list(norms) == ["gradient_norm/0", "gradient_norm/2"]
+    assert list(norms) == ["norm/gradient/0", "norm/gradient/2"]
     flat = torch.cat([model[0].weight.grad.flatten(), model[0].bias.grad])
-    assert norms["gradient_norm/0"] == pytest.approx(flat.norm().item())
+    assert norms["norm/gradient/0"] == pytest.approx(flat.norm().item())
 
 
 class TestMetrics:
     @pytest.fixture
     def metrics(self):
         history = [
-            {"epoch": 1, "validation/accuracy": 0.5, "images_per_second": 10.0},
-            {"epoch": 2, "validation/accuracy": 0.75, "images_per_second": 30.0},
+            {"schedule/epoch": 1, "accuracy/validation": 0.5, "speed/images_per_second": 10.0},
+            {"schedule/epoch": 2, "accuracy/validation": 0.75, "speed/images_per_second": 30.0},
         ]
         test = Evaluation(loss=0.125, accuracy=0.625, per_class=(1.0, 0.25, None))
         model = nn.Linear(16, 3)
