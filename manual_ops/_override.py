@@ -28,26 +28,52 @@ def override() -> AbstractContextManager[Any]:
 
     Left to torch: calls with ``out=``, which autograd refuses anyway; tensor subclasses with a
     ``__torch_function__`` of their own; what a function of torch calls inside itself
-    (``F.gumbel_softmax``).
+    (``F.gumbel_softmax``); in compiled code also ``F.sigmoid``, ``F.tanh`` and in-place functions
+    like ``F.relu_``, which Dynamo does not offer to function modes (``torch.sigmoid`` and
+    ``x.relu_()`` it does).
 
-    An activation checkpoint computes its segment again during backward, outside of this context.
-    Give it the same one there: ``checkpoint(f, x, use_reentrant=False, context_fn=lambda:
-    (nullcontext(), override()))``.
+    An activation checkpoint computes its segment again during backward, when this context is long
+    left. Enter it inside the segment; one that does not is left to torch both times.
     """
-    # A second mode on the stack would take over the calls that the hand-written op makes.
-    if any(isinstance(mode, _Override) for mode in _get_current_function_mode_stack()):
-        return nullcontext()
-    return _Override()
+    checkpoint = _checkpoint()
+    for mode in _get_current_function_mode_stack():
+        # A second mode on the stack would take over the calls that the hand-written op makes.
+        if isinstance(mode, _Override) and mode.checkpoint is checkpoint:
+            return nullcontext()
+    return _Override(checkpoint)
 
 
 class _Override(TorchFunctionMode):
+    def __init__(self, checkpoint: Op | None) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+
     def __torch_function__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if types or "out" in kwargs:
+        route = _ROUTES.get(func)
+        if (
+            route is None
+            or "out" in kwargs
+            or not all(kind is Tensor for kind in types)
+            or _checkpoint() not in (None, self.checkpoint)
+        ):
             return func(*args, **kwargs)
-        return _ROUTES.get(func, func)(*args, **kwargs)
+        return route(*args, **kwargs)
+
+
+# New in torch 2.8; before, a checkpoint around a segment that calls override() cannot be told
+# from one inside of override().
+_top_hooks: Op | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
+def _checkpoint() -> Op | None:
+    """Identify the innermost activation checkpoint that is recording or recomputing."""
+    if torch.compiler.is_compiling() or _top_hooks is None:
+        return None
+    pack, _unpack = _top_hooks(False) or (None, None)
+    return pack if getattr(pack, "__module__", None) == "torch.utils.checkpoint" else None
 
 
 def _routes() -> dict[Op, Op]:
@@ -63,7 +89,7 @@ def _routes() -> dict[Op, Op]:
             continue
         add(torch_functional, name, op)
         add(torch_functional, f"{name}_", _in_place(op))
-        add(torch_functional, f"{name}_with_indices", partial(op, return_indices=True))
+        add(torch_functional, f"{name}_with_indices", _with_indices(op))
         adapted = _adapted(op, name)
         for namespace in (torch, Tensor, torch.special):
             add(namespace, name, adapted)
@@ -107,6 +133,11 @@ def _by_keyword(op: Op, names: Iterable[str | None]) -> Op:
         return op(**{k: v for k, v in given.items() if k is not None})
 
     return call
+
+
+def _with_indices(op: Op) -> Op:
+    # Torch hands its keyword over as well, which means nothing there.
+    return lambda *args, return_indices=True, **kwargs: op(*args, **kwargs, return_indices=True)
 
 
 def _in_place(op: Op) -> Op:

@@ -1,0 +1,384 @@
+"""Torch's own functions inside ``override()`` run the hand-written ops, and only there."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+from manual_ops import functional, override
+from manual_ops._override import _ROUTES
+from tests.cases import OpCase
+from tests.harness import CountOps, Run, cases_for, first, random_like, run
+
+
+def nodes(tensor: Tensor) -> Iterator[Any]:
+    """Every node of the graph behind ``tensor``."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [following for following, _ in node.next_functions]
+
+
+def by_hand(tensor: Tensor) -> bool:
+    """Whether a Python Function is among what made ``tensor``; all of torch's own are C++."""
+    return any(isinstance(node, BackwardCFunction) for node in nodes(tensor))
+
+
+def torchs(name: str) -> Callable[..., Any]:
+    return getattr(F, name, None) or getattr(torch, name)
+
+
+@cases_for()
+def test_runs_the_manual_op(case: OpCase) -> None:
+    """To the last bit, every argument included."""
+    arguments = case.sample()
+    with override():
+        found = run(case, torchs(case.op), arguments, lambda y: random_like(y, 1))
+    expected = run(case, getattr(functional, case.op), arguments, lambda y: random_like(y, 1))
+    assert_identical(found, expected)
+
+
+def assert_identical(found: Run, expected: Run) -> None:
+    for part in ("outputs", "gradients", "buffers"):
+        torch.testing.assert_close(
+            getattr(found, part), getattr(expected, part), rtol=0, atol=0, equal_nan=True
+        )
+
+
+@cases_for()
+def test_graph_is_the_manual_ops(case: OpCase) -> None:
+    arguments = case.sample()
+    for name in case.differentiable:
+        arguments[name].requires_grad_()
+    expected = first(getattr(functional, case.op)(**arguments))
+    with override():
+        found = first(torchs(case.op)(**arguments))
+    plain = first(torchs(case.op)(**arguments))
+    assert by_hand(found) == by_hand(expected)
+    assert not by_hand(plain)
+
+
+def image() -> Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+ONES, ZEROS = torch.ones(3), torch.zeros(3)
+# What user code writes beside torch.nn.functional's own names, and what it then means.
+SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
+    "torch.relu": (lambda x: torch.relu(x), lambda x: functional.relu(x)),
+    "method": (lambda x: x.relu(), lambda x: functional.relu(x)),
+    "keyword": (lambda x: torch.relu(input=x), lambda x: functional.relu(x)),
+    "method with dim": (lambda x: x.softmax(-1), lambda x: functional.softmax(x, -1)),
+    "method with dtype": (
+        lambda x: x.softmax(1, torch.float64),
+        lambda x: functional.softmax(x, 1, dtype=torch.float64),
+    ),
+    "torch.log_softmax": (
+        lambda x: torch.log_softmax(x, dim=1, dtype=torch.float64),
+        lambda x: functional.log_softmax(x, 1, dtype=torch.float64),
+    ),
+    "torch.special": (lambda x: torch.special.softmax(x, 1), lambda x: functional.softmax(x, 1)),
+    "F.sigmoid": (lambda x: F.sigmoid(x), lambda x: functional.sigmoid(x)),
+    "torch.tanh": (lambda x: torch.tanh(x), lambda x: functional.tanh(x)),
+    "method log": (lambda x: x.exp().log(), lambda x: functional.log(x.exp())),
+    "F.relu_": (lambda x: F.relu_(x * 1), lambda x: functional.relu(x)),
+    "inplace": (lambda x: F.relu(x * 1, inplace=True), lambda x: functional.relu(x)),
+    "method relu_": (lambda x: (x * 1).relu_(), lambda x: functional.relu(x)),
+    "method sigmoid_": (lambda x: (x * 1).sigmoid_(), lambda x: functional.sigmoid(x)),
+    "method log_": (
+        lambda x: (x.square() + 1).log_(),
+        lambda x: functional.log(x.square() + 1),
+    ),
+    "F.leaky_relu_": (
+        lambda x: F.leaky_relu_(x * 1, 0.3),
+        lambda x: functional.leaky_relu(x, 0.3),
+    ),
+    "torch.max_pool2d": (lambda x: torch.max_pool2d(x, 2), lambda x: functional.max_pool2d(x, 2)),
+    "max_pool2d_with_indices": (
+        lambda x: F.max_pool2d_with_indices(x, 2)[0],
+        lambda x: functional.max_pool2d(x, 2),
+    ),
+    "return_indices": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+        lambda x: functional.max_pool2d(x, 2),
+    ),
+    "torch.dropout": (lambda x: torch.dropout(x, 0.5, True), lambda x: functional.dropout(x)),
+    "torch.batch_norm": (
+        lambda x: torch.batch_norm(x, ONES, ZEROS, None, None, True, 0.1, 1e-5, False),
+        lambda x: functional.batch_norm(x, None, None, ONES, ZEROS, True),
+    ),
+    "torch.conv2d": (
+        lambda x: torch.conv2d(x, torch.ones(1, 3, 2, 2), padding="same"),
+        lambda x: functional.conv2d(x, torch.ones(1, 3, 2, 2), padding="same"),
+    ),
+    "module": (nn.MaxPool2d(2), lambda x: functional.max_pool2d(x, 2)),
+    "module of modules": (
+        nn.Sequential(nn.Softplus(), nn.Dropout(p=0.0), nn.Sigmoid()),
+        lambda x: functional.sigmoid(functional.softplus(x)),
+    ),
+}
+each_spelling = pytest.mark.parametrize("name", SPELLINGS)
+
+
+def value_and_gradient(function: Callable[[Tensor], Tensor], context: Any) -> tuple[Tensor, Tensor]:
+    x = image().requires_grad_()
+    torch.manual_seed(1)
+    with context:
+        output = function(x)
+    output.backward(random_like(output, 2))
+    assert x.grad is not None
+    return output.detach(), x.grad
+
+
+@each_spelling
+def test_spelling(name: str) -> None:
+    spelled, meant = SPELLINGS[name]
+    found = value_and_gradient(spelled, override())
+    torch.testing.assert_close(found, value_and_gradient(meant, nullcontext()), rtol=0, atol=0)
+
+
+@each_spelling
+def test_spelling_runs_by_hand_inside_only(name: str) -> None:
+    spelled, _ = SPELLINGS[name]
+    with override():
+        assert by_hand(spelled(image().requires_grad_()))
+    assert not by_hand(spelled(image().requires_grad_()))
+
+
+def graphs_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """Compile as one graph; return the function and the list that its graphs are added to."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    return torch.compile(function, fullgraph=True, backend=backend), graphs
+
+
+def has_manual_op(graph: Any) -> bool:
+    targets = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+    return any("autograd_function_apply" in target for target in targets)
+
+
+# Torch lists them as not overridable (torch.overrides.get_ignored_functions), and Dynamo goes by
+# the list: deprecated aliases and in-place functions. Eagerly their inner calls are covered.
+NOT_OFFERED_BY_DYNAMO = ("F.sigmoid", "F.relu_", "F.leaky_relu_")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(raises=AssertionError, reason="upstream"))
+        if name in NOT_OFFERED_BY_DYNAMO
+        else name
+        for name in SPELLINGS
+    ],
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_spelling_compiled_in_the_context(name: str) -> None:
+    spelled, meant = SPELLINGS[name]
+    compiled, graphs = graphs_of(spelled)
+    found = value_and_gradient(compiled, override())
+    torch.testing.assert_close(found, value_and_gradient(meant, nullcontext()))
+    assert has_manual_op(graphs[-1])
+    value_and_gradient(compiled, nullcontext())
+    assert not has_manual_op(graphs[-1])
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_context_inside_compiled_code(backend: str) -> None:
+    def within(x: Tensor) -> Tensor:
+        with override(), override():
+            return F.relu(x.softmax(-1) @ x.sigmoid().mT - 0.7)
+
+    def by_name(x: Tensor) -> Tensor:
+        product = functional.softmax(x, -1) @ functional.sigmoid(x).mT
+        return functional.relu(product - 0.7)
+
+    compiled = torch.compile(within, fullgraph=True, backend=backend)
+    found = value_and_gradient(compiled, nullcontext())
+    torch.testing.assert_close(found, value_and_gradient(by_name, nullcontext()))
+    assert not _get_current_function_mode_stack()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_context_covers_its_block_only() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        with override():
+            inside = torch.relu(x)
+        return inside, torch.sigmoid(x)
+
+    compiled, graphs = graphs_of(function)
+    compiled(image().requires_grad_())
+    assert has_manual_op(graphs[-1])
+    targets = [node.target for node in graphs[-1].graph.nodes]
+    assert torch.sigmoid in targets
+    assert torch.relu not in targets
+
+
+def test_nesting_and_exceptions_restore_the_state() -> None:
+    x = image().requires_grad_()
+    with override():
+        with override():
+            assert by_hand(x.relu())
+        assert by_hand(x.relu())
+        with pytest.raises(ZeroDivisionError), override():
+            _ = 1 / 0
+        assert by_hand(x.relu())
+        with pytest.raises(IndexError):
+            x.softmax(7)
+        assert by_hand(x.relu())
+    assert not by_hand(x.relu())
+    with pytest.raises(RuntimeError), override():
+        F.linear(x, torch.ones(7, 7))
+    assert not by_hand(x.relu())
+    assert not _get_current_function_mode_stack()
+
+
+def test_nested_context_runs_the_op_once() -> None:
+    x = image().requires_grad_()
+    with override(), override():
+        output = x.relu()
+    assert sum(isinstance(node, BackwardCFunction) for node in nodes(output)) == 1
+
+
+def test_another_mode_keeps_its_place() -> None:
+    class Count(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    x = image().requires_grad_()
+    with override(), Count() as count, override():
+        assert by_hand(x.relu())
+        assert by_hand(F.softmax(x, 1))
+    assert count.calls > 0
+
+
+def test_other_threads_are_not_affected() -> None:
+    x, found = image().requires_grad_(), []
+    with override():
+        thread = threading.Thread(target=lambda: found.append(by_hand(x.relu())))
+        thread.start()
+        thread.join()
+        assert by_hand(x.relu())
+    assert found == [False]
+
+
+def test_left_to_torch() -> None:
+    """Calls with ``out=``, subclasses with an override of their own, every other function."""
+
+    class Named(Tensor):
+        pass
+
+    x, result = image(), torch.empty(2, 3, 4, 4)
+    with override():
+        assert torch.sigmoid(x, out=result) is result
+        assert type(x.as_subclass(Named).relu()) is Named
+        assert not by_hand(torch.sin(x.requires_grad_()))
+    torch.testing.assert_close(result, torch.sigmoid(x))
+
+
+def test_in_place_on_a_leaf_raises() -> None:
+    with override(), pytest.raises(RuntimeError, match="leaf Variable"):
+        image().requires_grad_().relu_()
+
+
+def test_transforms_and_double_backward() -> None:
+    def loss(x: Tensor) -> Tensor:
+        return (torch.tanh(x).softmax(-1) * x.sigmoid()).square().sum()
+
+    x = image().double()
+    transforms = (
+        torch.func.grad(loss),
+        torch.func.vmap(torch.func.grad(loss)),
+        torch.func.jacfwd(torch.func.grad(loss)),
+    )
+    for transform in transforms:
+        with override():
+            found = transform(x)
+        torch.testing.assert_close(found, transform(x))
+    with override():
+        assert torch.autograd.gradcheck(loss, x[0, 0].requires_grad_())
+        assert torch.autograd.gradgradcheck(loss, x[0, 0].requires_grad_())
+
+
+def test_backward_inside_the_context_calls_no_backward_kernel() -> None:
+    x = image().requires_grad_()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    with override(), CountOps() as ops:
+        model(x).square().sum().backward()
+    assert x.grad is not None
+    assert ops.calls
+    assert not [name for name in ops.calls if "backward" in name]
+
+
+def segment(x: Tensor) -> Tensor:
+    return F.softplus(F.linear(x, torch.ones(4, 4))).softmax(-1).sigmoid()
+
+
+def overridden_segment(x: Tensor) -> Tensor:
+    with override():
+        return segment(x)
+
+
+@pytest.mark.parametrize("context", [nullcontext, override])
+def test_checkpointed_segment_with_a_context_of_its_own(context: Callable[[], Any]) -> None:
+    with CountOps() as ops:
+        found = value_and_gradient(
+            lambda x: checkpoint(overridden_segment, x, use_reentrant=False), context()
+        )
+    torch.testing.assert_close(found, value_and_gradient(segment, nullcontext()))
+    assert ops.calls.count("softplus") == 2
+    assert not [name for name in ops.calls if "backward" in name]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_segment_without_one_is_left_to_torch(reentrant: bool) -> None:
+    """Or it would be computed by other ops in backward, and saved tensors be mixed up."""
+    with CountOps() as ops:
+        found = value_and_gradient(
+            lambda x: checkpoint(segment, x.relu(), use_reentrant=reentrant), override()
+        )
+    expected = value_and_gradient(lambda x: segment(x.relu()), nullcontext())
+    torch.testing.assert_close(found, expected)
+    assert "softplus_backward" in ops.calls
+    assert "threshold_backward" not in ops.calls
+
+
+def test_saved_tensor_hooks_inside_the_context() -> None:
+    def offloaded(x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return segment(x)
+
+    with CountOps() as ops:
+        found = value_and_gradient(offloaded, override())
+    torch.testing.assert_close(found, value_and_gradient(segment, nullcontext()))
+    assert not [name for name in ops.calls if "backward" in name]
+
+
+def test_every_function_of_the_library_is_taken_over() -> None:
+    """Under the name it has in torch.nn.functional, or else in torch."""
+    names = [n for n, op in vars(functional).items() if inspect.isfunction(op) and n[0] != "_"]
+    assert names
+    for name in names:
+        assert torchs(name) in _ROUTES, name
