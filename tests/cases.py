@@ -64,7 +64,7 @@ class OpCase:
 
 
 _UPDATES_BUFFERS = {
-    "vmap": "running statistics are updated in place; torch.nn raises under vmap as well"
+    "shared vmap": "one running mean cannot follow several batches; torch.nn raises as well"
 }
 _SUMS_ALREADY = {
     "fewer operations": "the gradient of the input contains those of weight and bias as sums"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vmap
 
 from tests.cases import CASES, OpCase
-from tests.harness import cases_for, first, on_differentiable, scalar, subject
+from tests.harness import cases_for, first, on_differentiable, run, scalar, subject
 
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "pos_weight")
 
@@ -86,16 +86,29 @@ def on_tensors(case: OpCase, op: Callable[..., Any]) -> Callable[[dict[str, Tens
     return function
 
 
-@cases_for("vmap")
-@pytest.mark.parametrize("shared", [False, True], ids=["own_parameters", "shared_parameters"])
+own_and_shared = pytest.mark.parametrize(
+    ("case", "shared"),
+    [
+        pytest.param(case, shared, id=f"{case.id}-{'shared' if shared else 'own'}_parameters")
+        for case in CASES
+        for shared in (False, True)
+        if not (shared and "shared vmap" in case.exempt)
+    ],
+)
+
+
+@own_and_shared
 def test_vmap(case: OpCase, shared: bool) -> None:
     samples, stacked, in_dims = stack_samples(case, shared=shared)
     found = vmap(on_tensors(case, subject(case)), (in_dims,), randomness="same")(stacked)
-    expected = [on_differentiable(case, case.reference, sample) for sample in samples]
-    torch.testing.assert_close(found, torch.stack([f(*tensors) for f, tensors in expected]))
+    for i, sample in enumerate(samples):
+        expected = run(case, case.reference, sample, torch.ones_like)
+        torch.testing.assert_close(found[i], expected.outputs["output 0"])
+        for name in case.buffers:
+            torch.testing.assert_close(stacked[name][i], expected.buffers[f"buffer {name}"])
 
 
-@cases_for(table=[case for case in CASES if "vmap" in case.exempt])
+@cases_for(table=[case for case in CASES if "shared vmap" in case.exempt])
 def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
     """As torch.nn does: one running mean cannot follow several batches at once."""
     samples, stacked, in_dims = stack_samples(case, shared=True)
@@ -106,8 +119,7 @@ def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
         assert all(torch.equal(stacked[name], value) for name, value in before.items())
 
 
-@cases_for("vmap")
-@pytest.mark.parametrize("shared", [False, True], ids=["own_parameters", "shared_parameters"])
+@own_and_shared
 def test_per_sample_gradients(case: OpCase, shared: bool) -> None:
     samples, stacked, in_dims = stack_samples(case, shared=shared)
     function = on_tensors(case, subject(case))
@@ -127,7 +139,7 @@ def test_per_sample_gradients(case: OpCase, shared: bool) -> None:
             torch.testing.assert_close(found[name][i], gradient)
 
 
-@cases_for("vmap")
+@cases_for()
 @pytest.mark.parametrize("frozen", [False, True], ids=["all", "frozen"])
 def test_backward_through_vmap(case: OpCase, frozen: bool) -> None:
     names = case.differentiable[: 1 if frozen else None]
