@@ -349,6 +349,13 @@ class TestMistakes:
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
         assert "Lower --lr" in self.error(capsys, *args, "--batch-size", "8")
 
+    def test_a_full_disk(self, capsys, monkeypatch):
+        def refuse(path):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(train, "atomic_write", refuse)
+        assert "No space left on device" in self.error(capsys, *SHORT)
+
     def test_an_error_of_the_program_itself_is_not_hidden(self, monkeypatch):
         def fail(*args):
             raise ValueError("a bug")

@@ -10,7 +10,7 @@ DEFAULT_MODEL: dict[DatasetName, ModelName] = {
     "mnist": "mnist-cnn",
     "fashion-mnist": "fashion-cnn",
     "cifar10": "cifar-cnn",
-    "cifar100": "vgg",
+    "cifar100": "cifar-cnn",
     "folder": "cifar-cnn",
 }
 
