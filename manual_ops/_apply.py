@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ._blocks import by_blocks
+
 
 def bind(
     op: type[Function], expects: str, eager_forward: Callable[..., Any] | None = None
@@ -144,7 +146,8 @@ def bind_pointwise(
     """Return a callable that runs an elementwise function ``y = f(x, *params)``.
 
     The Jacobian of an elementwise function is diagonal, so one product serves both modes:
-    ``dL/dx = dL/dy f'(x)`` backward and ``y' = x' f'(x)`` forward.
+    ``dL/dx = dL/dy f'(x)`` backward and ``y' = x' f'(x)`` forward. For complex x backward takes
+    the conjugate of f'(x), by PyTorch's convention for gradients of real losses.
 
     Args:
         forward: ``(input, *params) -> output``; params are Python scalars.
@@ -171,6 +174,8 @@ def bind_pointwise(
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             (saved,) = ctx.saved_tensors
+            if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
+                saved = saved.conj()
             return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod

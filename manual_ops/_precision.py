@@ -15,7 +15,7 @@ def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     through. ``torch.amp.custom_fwd`` cannot be used instead: it breaks with ``setup_context``.
     """
     device_type = _device_type(tensors)
-    if not torch.is_autocast_enabled(device_type):
+    if not _autocasts(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(
@@ -32,7 +32,7 @@ def full_precision(*tensors: Tensor | None, on_cpu: bool = True) -> tuple[Any, .
         on_cpu: False for the ops (softmax, log, ...) that torch leaves alone on CPU.
     """
     device_type = _device_type(tensors)
-    if not torch.is_autocast_enabled(device_type) or (device_type == "cpu" and not on_cpu):
+    if not _autocasts(device_type) or (device_type == "cpu" and not on_cpu):
         return tensors
     return tuple(t if t is None else widen(t) for t in tensors)
 
@@ -56,6 +56,11 @@ def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return formula(first.float(), *widened).to(first.dtype)
 
     return wide
+
+
+def _autocasts(device_type: str) -> bool:
+    # The meta device, for one, has no autocast to ask about.
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
 
 
 def _device_type(tensors: tuple[Tensor | None, ...]) -> str:

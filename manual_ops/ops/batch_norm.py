@@ -9,7 +9,10 @@ Training:  m[c] = sum_n x[n, c] / N,  v[c] = sum_n (x[n, c] - m[c])^2 / N
 Backward:  dL/db[c]    = sum_n g[n, c]
            dL/dw[c]    = sum_n g[n, c] h[n, c]
            dL/dx[n, c] = w r (g[n, c] - dL/db / N - h[n, c] dL/dw / N)
-Evaluation: m and v are the running statistics, constants, so dL/dx[n, c] = w r g[n, c]
+Tangent:   m' = sum_n x' / N,  r' = -r^3 sum_n (x - m) x' / N
+           y' = w (r (x' - m') + r' (x - m)) + w' h + b'
+Evaluation: m and v are the running statistics, constants, so dL/dx[n, c] = w r g[n, c] and
+           m' = r' = 0
 
 Derivation of dL/dx in training: dm/dx[n] = 1/N, dr/dx[n] = -r^3 (x[n] - m)/N = -r^2 h[n]/N, and
 so dh[k]/dx[n] = r (delta_kn - 1/N) - r h[k] h[n]/N; multiply by w g[k] and sum over k.

@@ -6,6 +6,7 @@ positive examples; s = sigmoid.
 Forward:   l[i] = -w[i] (p[i] t[i] log s(x[i]) + (1 - t[i]) log s(-x[i]))
 Backward:  dl/dx[i] = w[i] ((1 - t[i]) s(x[i]) - p[i] t[i] s(-x[i])),  s(x[i]) - t[i] for w = p = 1
            dl/dt[i] = w[i] (log s(-x[i]) - p[i] log s(x[i])),          -x[i]        for w = p = 1
+Tangent:   l'[i] = dl/dx[i] x'[i] + dl/dt[i] t'[i], reduced like l
 
 From d log s(x)/dx = s(-x) and 1 - s(x) = s(-x). log s never overflows: it is
 min(x, 0) - log(1 + exp(-|x|)).

@@ -15,7 +15,8 @@ that the stride left over. dL/dW is the convolution of x with dL/dy as kernel, w
 summed channel, i the batch, u the kernel position and k the output position, so stride and
 dilation change places:
            dL/dW[o, i, k] = sum_{n, u} x^T[i, n, d k + s u - P] dL/dy^T[o, n, u]
-With groups the channels of each group are convolved among themselves, in both directions.
+_conv_weight_gradient.py says how that sum is evaluated. With groups the channels of each group
+are convolved among themselves, in both directions.
 Source: Dumoulin and Visin, A Guide to Convolution Arithmetic (2016), chapter 4; Goodfellow,
 Bengio, Courville, Deep Learning (2016), section 9.5.
 """
@@ -30,6 +31,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import lower_precision
+from ._conv_weight_gradient import weight_gradient
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -70,7 +72,7 @@ class _Convolution(Function):
             grad_input = _input_gradient(grad_output, weight, ctx.input_shape, *ctx.geometry)
             grad_input = laid_out(grad_input, ctx.channels_last)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
+            grad_weight = weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
             grad_weight = laid_out(grad_weight, ctx.channels_last)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
@@ -108,43 +110,6 @@ def _input_gradient(
     return torch.convolution(
         grad_output, weight, None, stride, padding, dilation, True, left_over, groups
     )
-
-
-def _weight_gradient(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    if input.numel() == 0:
-        return input.new_zeros(weight_shape)
-    _, in_channels_of_group, *kernel = weight_shape
-    # (n, group i) -> (i, group n) and (n, o) -> (o, n): the batch becomes the summed channel.
-    batch = input.shape[0]
-    as_input = (
-        input.unflatten(1, (groups, in_channels_of_group))
-        .movedim((2, 1), (0, 1))
-        .reshape(in_channels_of_group, groups * batch, *input.shape[2:])
-    )
-    no_output_padding = (0,) * len(stride)
-    grad = torch.convolution(
-        as_input,
-        grad_output.transpose(0, 1),
-        None,
-        dilation,
-        padding,
-        stride,
-        False,
-        no_output_padding,
-        groups,
-    )
-    # A stride can leave input rows unread; they show as kernel positions past the last.
-    for dim, k in enumerate(kernel, start=2):
-        grad = grad.narrow(dim, 0, k)
-    return grad.transpose(0, 1)
 
 
 _convolution = bind(

@@ -32,7 +32,7 @@ from torch.autograd import Function
 from .._apply import bind, may_overwrite
 from .._precision import full_precision, widen
 from ._loss import reduced, refuse_grad, resolve_reduction
-from .nll_loss import EXPECTS, class_dim, coefficients, row_factor
+from .nll_loss import EXPECTS, class_dim, sample_factors, total_weight
 
 
 def _index_slope(
@@ -45,22 +45,22 @@ def _index_slope(
     smoothing: float,
 ) -> Tensor:
     """Return ``r[n] dl/dx[n, c]``; ``grad_output`` is dL/dl[n] or, of a reduced loss, dL."""
-    wide = widen(input)
-    dim = class_dim(input)
-    index, coefficient = coefficients(target, weight, ignore_index, wide.dtype)
-    factor = row_factor(widen(grad_output), coefficient, reduction)
-    at_target = (1 - smoothing) * coefficient * factor
-    everywhere = (smoothing / input.shape[dim]) * torch.where(target != ignore_index, factor, 0)
-    classes = input.new_ones(()) * input.shape[dim] if weight is None else widen(weight).sum()
-    mass = (at_target + everywhere * classes if smoothing else at_target).unsqueeze(dim)
-    slope = torch.softmax(wide, dim)
+    x, dim = widen(input), class_dim(input)
+    index, factor, scale = sample_factors(
+        widen(grad_output), target, weight, ignore_index, reduction
+    )
+    at_target = ((1 - smoothing) * scale if smoothing else scale).unsqueeze(dim)
+    mass = at_target
+    if smoothing:  # the share of each class, before its weight
+        spread = (smoothing / x.shape[dim] * factor).unsqueeze(dim)
+        mass = at_target + spread * (x.shape[dim] if weight is None else widen(weight).sum())
+    slope = torch.softmax(x, dim)
     if may_overwrite(grad_output):
-        slope.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target.unsqueeze(dim))
+        slope.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target)
     else:
-        slope = (slope * mass).scatter_add(dim, index.unsqueeze(dim), -at_target.unsqueeze(dim))
+        slope = (slope * mass).scatter_add(dim, index.unsqueeze(dim), -at_target)
     if smoothing:
-        spread = everywhere.unsqueeze(dim)
-        slope = slope - (spread if weight is None else spread * _along(dim, widen(weight), input))
+        slope = slope - (spread if weight is None else spread * _along(dim, widen(weight), x))
     return slope.to(input.dtype)
 
 
@@ -87,12 +87,13 @@ class _IndexCrossEntropy(Function):
         at_target = torch.nn.functional.nll_loss(
             log_p, target, w, ignore_index=ignore_index, reduction="none"
         )
-        spread = (log_p if w is None else log_p * _along(dim, w, x)).sum(dim)
-        loss = (1 - smoothing) * at_target
-        loss = loss - smoothing / x.shape[dim] * spread * (target != ignore_index)
+        valid = target != ignore_index
+        everywhere = (log_p if w is None else log_p * _along(dim, w, x)).sum(dim)
+        loss = (1 - smoothing) * at_target - smoothing / x.shape[dim] * everywhere * valid
         if reduction == "mean":
-            _, coefficient = coefficients(target, weight, ignore_index, x.dtype)
-            loss = loss.sum() / coefficient.sum()
+            weight_of_sample = None if w is None else w[torch.where(valid, target, 0).long()]
+            loss = loss.sum() / total_weight(valid, weight_of_sample)
+            return loss.to(input.dtype)
         return reduced(loss, reduction).to(input.dtype)
 
     @staticmethod
@@ -139,7 +140,7 @@ class _ProbabilityCrossEntropy(Function):
         input, target, weight = ctx.saved_tensors
         needs_input, needs_target, needs_weight, *_ = ctx.needs_input_grad
         x, dim = widen(input), class_dim(input)
-        scale = 1 if weight is None else _along(dim, widen(weight), x)
+        scale = None if weight is None else _along(dim, widen(weight), x)
         factor = widen(grad_output)
         if ctx.reduction == "mean":
             factor = factor / _samples(x, dim)
@@ -147,11 +148,19 @@ class _ProbabilityCrossEntropy(Function):
             factor = factor.unsqueeze(dim)
         grad_input = grad_target = grad_weight = None
         if needs_input:
-            mass = scale * _smoothed(target, ctx.smoothing, dim)
-            slope = torch.softmax(x, dim) * mass.sum(dim, keepdim=True) - mass
-            grad_input = (factor * slope).to(input.dtype)
+            mass = _smoothed(target, ctx.smoothing, dim)
+            if scale is not None:
+                mass = mass * scale
+            slope, total = torch.softmax(x, dim), mass.sum(dim, keepdim=True)
+            if may_overwrite(grad_output):
+                slope.mul_(total).sub_(mass).mul_(factor)
+            else:
+                slope = (slope * total - mass) * factor
+            grad_input = slope.to(input.dtype)
         if needs_target:
-            grad_target = (ctx.smoothing - 1) * scale * factor * torch.log_softmax(x, dim)
+            grad_target = (ctx.smoothing - 1) * factor * torch.log_softmax(x, dim)
+            if scale is not None:
+                grad_target = grad_target * scale
         if needs_weight:
             smoothed = _smoothed(target, ctx.smoothing, dim)
             grad_weight = _sum_but(dim, -factor * smoothed * torch.log_softmax(x, dim))

@@ -32,6 +32,9 @@ def log(input: Tensor) -> Tensor:
 
     Returns:
         Same shape as ``input``; float32 for half inputs under CUDA autocast.
+
+    Raises:
+        TypeError: ``input`` is no tensor.
     """
     (input_,) = full_precision(input, on_cpu=False)
     output: Tensor = _log(input_)

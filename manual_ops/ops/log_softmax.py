@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind
+from .._apply import bind, may_overwrite
 from .._precision import accumulate_wide
 from .softmax import prepare
 
@@ -24,7 +24,9 @@ from .softmax import prepare
 @accumulate_wide
 def _backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
     total = grad_output.sum(dim, keepdim=True)
-    return torch.addcmul(grad_output, output.exp(), total, value=-1)
+    probabilities = output.exp()
+    out = probabilities if may_overwrite(grad_output) else None
+    return torch.addcmul(grad_output, probabilities, total, value=-1, out=out)
 
 
 @accumulate_wide

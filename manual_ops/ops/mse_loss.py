@@ -5,6 +5,7 @@ Index convention: ``i`` runs over all elements of input x and target t.
 Forward:   l[i] = (x[i] - t[i])^2
            L = l (reduction none), sum_i l[i] (sum) or sum_i l[i] / N (mean)
 Backward:  dl/dx[i] = 2 (x[i] - t[i]),  dl/dt[i] = -2 (x[i] - t[i])
+Tangent:   l'[i] = 2 (x[i] - t[i]) (x'[i] - t'[i]), reduced alike
 With weights w, l[i] is multiplied by w[i] and the mean is L = sum_i w[i] l[i] / sum_i w[i]; then
            dL/dw[i] = l[i] (none, sum),  (l[i] - L) / sum_i w[i] (mean, by the quotient rule)
 

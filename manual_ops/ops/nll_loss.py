@@ -33,22 +33,27 @@ def class_dim(input: Tensor) -> int:
     return 1 if input.dim() > 1 else 0
 
 
-def coefficients(
-    target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return ``t[n]`` made safe to index with and ``a[n]``, both of the shape of ``target``."""
+def sample_factors(
+    grad_output: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return t made safe to index with, r (0 where ignored, also of 0/0), and r a, for each sample.
+
+    ``grad_output`` is dL/dl[n] for the reduction none, else the scalar dL; 1 gives what a tangent
+    is reduced with.
+    """
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long()
-    if weight is None:
-        return index, valid.to(dtype)
-    return index, torch.where(valid, widen(weight)[index], 0)
+    if weight is not None:
+        weight = widen(weight)[index]
+    if reduction == "mean":
+        grad_output = grad_output / total_weight(valid, weight)
+    factor = torch.where(valid, grad_output, 0)
+    return index, factor, factor if weight is None else factor * weight
 
 
-def row_factor(grad_output: Tensor, coefficient: Tensor, reduction: str) -> Tensor:
-    """Return ``r[n]``; 0 instead of 0/0 for ignored samples, as in torch."""
-    if reduction != "mean":
-        return grad_output
-    return torch.where(coefficient == 0, 0, grad_output / coefficient.sum())
+def total_weight(valid: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum of a[n], given the weight of each sample before ignoring."""
+    return valid.sum() if weight is None else torch.where(valid, weight, 0).sum()
 
 
 class _NLLLoss(Function):
@@ -67,35 +72,33 @@ class _NLLLoss(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, target, weight, ctx.ignore_index, ctx.reduction = inputs
-        ctx.input_shape, ctx.input_dtype = input.shape, input.dtype
+        ctx.input_shape = input.shape
         ctx.save_for_backward(target, weight)
         ctx.save_for_forward(target, weight)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         target, weight = ctx.saved_tensors
-        wide = widen(grad_output)
-        index, coefficient = coefficients(target, weight, ctx.ignore_index, wide.dtype)
-        dim = 1 if len(ctx.input_shape) > 1 else 0
-        values = row_factor(wide, coefficient, ctx.reduction) * -coefficient
-        zeros = grad_output.new_zeros(ctx.input_shape)
-        scatter = torch.Tensor.scatter_ if may_overwrite(grad_output) else torch.Tensor.scatter
-        grad_input = scatter(
-            zeros, dim, index.unsqueeze(dim), values.to(zeros.dtype).unsqueeze(dim)
+        index, _factor, scale = sample_factors(
+            widen(grad_output), target, weight, ctx.ignore_index, ctx.reduction
         )
+        dim = 1 if len(ctx.input_shape) > 1 else 0
+        zeros = grad_output.new_zeros(ctx.input_shape)
+        scatter = Tensor.scatter_ if may_overwrite(grad_output) else Tensor.scatter
+        values = -scale.to(zeros.dtype)
+        grad_input = scatter(zeros, dim, index.unsqueeze(dim), values.unsqueeze(dim))
         return grad_input, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
         target, weight = ctx.saved_tensors
-        wide = widen(input_tangent)
-        index, coefficient = coefficients(target, weight, ctx.ignore_index, wide.dtype)
-        dim = class_dim(input_tangent)
-        tangent = -coefficient * wide.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+        wide, dim = widen(input_tangent), class_dim(input_tangent)
+        index, _factor, scale = sample_factors(
+            wide.new_ones(()), target, weight, ctx.ignore_index, ctx.reduction
+        )
+        tangent = -scale * wide.gather(dim, index.unsqueeze(dim)).squeeze(dim)
         if ctx.reduction != "none":
             tangent = tangent.sum()
-        if ctx.reduction == "mean":
-            tangent = tangent / coefficient.sum()
         return tangent.to(input_tangent.dtype)
 
 

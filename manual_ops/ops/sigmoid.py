@@ -12,14 +12,17 @@ Back-propagating Errors (1986).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise
+from .._apply import bind_pointwise, may_overwrite
 from .._precision import accumulate_wide
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    product = tangent * output
-    return torch.addcmul(product, product, output, value=-1)  # one pass less than t y (1 - y)
+    # 1 - y first: it is exact near 1, where y - y^2 would cancel
+    slope = 1 - output
+    if may_overwrite(tangent):
+        return slope.mul_(output).mul_(tangent)
+    return slope * output * tangent
 
 
 _sigmoid = bind_pointwise(torch.sigmoid, _chain, save="output")

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind
+from .._apply import bind, may_overwrite
 from .._precision import accumulate_wide, full_precision
 
 
 @accumulate_wide
 def _times_jacobian(vector: Tensor, output: Tensor, dim: int) -> Tensor:
     product = vector * output
-    return torch.addcmul(product, output, product.sum(dim, keepdim=True), value=-1)
+    out = product if may_overwrite(vector) else None
+    return torch.addcmul(product, output, product.sum(dim, keepdim=True), value=-1, out=out)
 
 
 class _Softmax(Function):

@@ -11,13 +11,14 @@ needed. Source: LeCun, Bottou, Orr and Mueller, Efficient BackProp (1998), secti
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise
+from .._apply import bind_pointwise, may_overwrite
 from .._precision import accumulate_wide
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    return torch.addcmul(tangent, tangent * output, output, value=-1)
+    slope = torch.addcmul(output.new_ones(()), output, output, value=-1)
+    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
 
 
 _tanh = bind_pointwise(torch.tanh, _chain, save="output")

@@ -1,0 +1,96 @@
+"""Time one training step of whole models against torch.nn.
+
+python -m benchmarks.models                        # eager
+python -m benchmarks.models --compile              # both sides under torch.compile
+python -m benchmarks.models --only mnist-cnn vgg
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import manual_ops.nn
+from benchmarks.measure import compare, geometric_mean, saved_bytes
+from models import build
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a model, its input and its batch size."""
+
+    model: str
+    input_shape: tuple[int, ...]
+    batch_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("mlp", (784,), 64, {"hidden": (300,), "activation": "sigmoid"}),
+    Case("mlp", (784,), 128, {"hidden": (512, 256), "activation": "relu", "batch_norm": True}),
+    Case("mnist-cnn", (1, 28, 28), 128),
+    Case("fashion-cnn", (1, 28, 28), 128),
+    Case("cifar-cnn", (3, 32, 32), 128),
+    Case("vgg", (3, 32, 32), 64),
+]
+
+
+def side(case: Case, layers: ModuleType, compiled: bool) -> tuple[Callable[[], None], int]:
+    """Return one training step on fixed random data, and the bytes its forward pass saves."""
+    torch.manual_seed(0)
+    model = build(case.model, layers, case.input_shape, 10, **case.options)
+    criterion = layers.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    images = torch.randn(case.batch_size, *case.input_shape)
+    labels = torch.randint(10, (case.batch_size,))
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = criterion(model(images), labels)
+        return loss
+
+    saved = saved_bytes(lambda: loss_of(images, labels))
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward(images, labels).backward()
+        optimizer.step()
+
+    return step, saved
+
+
+def main() -> None:
+    """Print one line for each model, and the geometric mean."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="names of models; default all")
+    parser.add_argument("--compile", action="store_true", help="compile both sides")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each line")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{'training step':24} {'ours':>11} {'torch.nn':>11}  ratio (quartiles)      saved bytes")
+    ratios = []
+    for case in CASES:
+        if args.only and case.model not in args.only:
+            continue
+        (ours, our_bytes), (theirs, their_bytes) = (
+            side(case, layers, args.compile) for layers in (manual_ops.nn, torch.nn)
+        )
+        times = compare(ours, theirs, args.seconds)
+        ratios.append(times.ratio)
+        print(
+            f"{case.model + ' batch ' + str(case.batch_size):24} "
+            f"{times.ours * 1e3:8.2f} ms {times.torch * 1e3:8.2f} ms  "
+            f"{times.ratio:5.2f} ({times.low:4.2f}-{times.high:4.2f})  "
+            f"{our_bytes:>11,} / {their_bytes:,} = {our_bytes / their_bytes:.2f}",
+            flush=True,
+        )
+    if ratios:
+        print(f"{'geometric mean':24} {'':26} {geometric_mean(ratios):5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Exponential linear unit with scale ``a`` for negative inputs.
+
+Forward:   y = x if x > 0 else a (exp(x) - 1)
+Backward:  dL/dx = dL/dy * (1 if x > 0 else a exp(x))
+Tangent:   y' = x' * (1 if x > 0 else a exp(x))
+
+The derivative at 0 is a, as in torch. For x <= 0 it is also y + a, but that sum cancels where
+exp(x) is small, so the input is saved instead of the output.
+Source: Clevert, Unterthiner and Hochreiter, Fast and Accurate Deep Network Learning by Exponential
+Linear Units (2016), section 3.
+"""
+
+import torch
+from torch import Tensor
+
+from .._apply import bind_pointwise, may_overwrite
+from .._precision import accumulate_wide
+
+
+@accumulate_wide
+def _chain(tangent: Tensor, input: Tensor, alpha: float) -> Tensor:
+    # exp(min(x, 0)) is 1 on the positive side, and cannot overflow there
+    slope = input.clamp(max=0).exp()
+    if alpha != 1:
+        slope = slope * torch.nn.functional.threshold(input.sign(), 0, alpha)
+    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+
+
+_elu = bind_pointwise(torch.nn.functional.elu, _chain, save="input")
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """Apply ``x if x > 0 else alpha * (exp(x) - 1)``; drop-in for torch's ``elu``.
+
+    Args:
+        input: Any shape, floating dtype.
+        alpha: Minus the limit for large negative inputs; any real number.
+        inplace: Also write the result into ``input`` and return that.
+
+    Returns:
+        Same shape and dtype as ``input``. The derivative at 0 is ``alpha``, that of NaN is NaN
+        (torch: 1).
+
+    Raises:
+        NotImplementedError: Integer ``input``.
+        TypeError: ``input`` is no tensor.
+        RuntimeError: ``inplace`` on a leaf that requires grad.
+    """
+    # The op saves its input, which is about to be overwritten.
+    output: Tensor = _elu(input.clone() if inplace else input, alpha)
+    return input.copy_(output) if inplace else output

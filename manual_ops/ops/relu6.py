@@ -1,0 +1,45 @@
+"""Rectified linear unit capped at 6.
+
+Forward:   y = min(max(x, 0), 6)
+Backward:  dL/dx = dL/dy if 0 < y < 6 else 0
+Tangent:   y' = x' if 0 < y < 6 else 0
+
+The subgradient at both kinks is 0, as in torch. y is 0 or 6 exactly where the gradient is
+blocked, so the output is saved instead of the input; the next convolution saves the same tensor.
+Source: Krizhevsky, Convolutional Deep Belief Networks on CIFAR-10 (2010).
+"""
+
+import torch
+from torch import Tensor
+
+from .._apply import bind_pointwise, may_overwrite
+from ._gate import closed
+
+
+def _chain(tangent: Tensor, output: Tensor) -> Tensor:
+    # NaN is neither 0 nor 6 and lets the gradient pass, as in torch.
+    if may_overwrite(tangent) and tangent.dtype == output.dtype:
+        gate = torch.eq(output, 0, out=torch.empty_like(output))
+        return closed(tangent, gate.add_(torch.eq(output, 6, out=torch.empty_like(output))))
+    return tangent.masked_fill((output == 0) | (output == 6), 0)
+
+
+_relu6 = bind_pointwise(torch.nn.functional.relu6, _chain, save="output")
+
+
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    """Apply ``min(max(x, 0), 6)`` elementwise; drop-in for :func:`torch.nn.functional.relu6`.
+
+    Args:
+        input: Any shape, any real dtype.
+        inplace: Also write the result into ``input`` and return that.
+
+    Returns:
+        Same shape and dtype as ``input``. The derivative at 0 and at 6 is 0.
+
+    Raises:
+        TypeError: ``input`` is no tensor.
+        RuntimeError: ``inplace`` on a leaf that requires grad.
+    """
+    output: Tensor = _relu6(input)
+    return input.copy_(output) if inplace else output

@@ -1,0 +1,46 @@
+"""Sigmoid linear unit, also called swish.
+
+Forward:   y = x s,  s = 1 / (1 + exp(-x))
+Backward:  dL/dx = dL/dy * s (1 + x (1 - s))
+Tangent:   y' = x' * s (1 + x (1 - s))
+
+By the product rule, with ds/dx = s (1 - s): dy/dx = s + x s (1 - s).
+Source: Ramachandran, Zoph and Le, Searching for Activation Functions (2017); Hendrycks and Gimpel,
+Gaussian Error Linear Units (2016).
+"""
+
+import torch
+from torch import Tensor
+
+from .._apply import bind_pointwise, may_overwrite
+from .._precision import accumulate_wide
+
+
+@accumulate_wide
+def _chain(tangent: Tensor, input: Tensor) -> Tensor:
+    s = torch.sigmoid(input)
+    slope = torch.addcmul(s, s, torch.addcmul(input, input, s, value=-1))
+    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+
+
+_silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input")
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """Apply ``x * sigmoid(x)`` elementwise; drop-in for :func:`torch.nn.functional.silu`.
+
+    Args:
+        input: Any shape, floating dtype.
+        inplace: Also write the result into ``input`` and return that.
+
+    Returns:
+        Same shape and dtype as ``input``.
+
+    Raises:
+        NotImplementedError: Integer ``input``.
+        TypeError: ``input`` is no tensor.
+        RuntimeError: ``inplace`` on a leaf that requires grad.
+    """
+    # The op saves its input, which is about to be overwritten.
+    output: Tensor = _silu(input.clone() if inplace else input)
+    return input.copy_(output) if inplace else output
