@@ -1,0 +1,431 @@
+"""Scaled dot-product attention.
+
+Index convention: ``l`` queries, ``s`` and ``t`` keys, ``e`` features of query and key, ``f``
+features of value; all other dims (samples, heads) are batch dims. c scale, M[l, s] mask added to
+the scores (0 if None; -inf forbids), D[l, s] dropout factor: 0 with probability p, else
+1 / (1 - p), drawn for each call (1 if p = 0).
+
+Forward:   A[l, s] = c sum_e q[l, e] k[s, e] + M[l, s]
+           P[l, s] = exp(A[l, s]) / sum_t exp(A[l, t]),  W = P D
+           o[l, f] = sum_s W[l, s] v[s, f]
+Backward:  dL/dv[s, f] = sum_l W[l, s] dL/do[l, f]
+           dL/dW[l, s] = sum_f dL/do[l, f] v[s, f]
+           dL/dA[l, s] = P[l, s] (R[l, s] - sum_t P[l, t] R[l, t]),  R = D dL/dW
+           dL/dq[l, e] = c sum_s dL/dA[l, s] k[s, e]
+           dL/dk[s, e] = c sum_l dL/dA[l, s] q[l, e]
+           dL/dM       = dL/dA, summed over the dims along which M is broadcast
+Tangent:   A' = c (q' k^T + q k'^T) + M'
+           P'[l, s] = P[l, s] (A'[l, s] - sum_t P[l, t] A'[l, t]),  W' = P' D
+           o' = W' v + W v'
+
+Derivation: o is linear in v and in W, and A in each of q, k and M; between A and P stands the
+Jacobian of softmax, diag(p) - p p^T for each query. Where W is returned too, what reaches it is
+added to dL/dW. A query that may attend to no key has W = 0 and o = 0, as in torch.
+
+Memory: nothing of size L x S is saved, nor anything but the inputs. Backward computes P once
+more from them, a block of queries after another, so that it never holds the whole of it. (Torch's
+fused kernels work alike, and save the output and a normaliser for each query as well.) Dropout
+does save L x S bytes, one for each weight, as a draw cannot be repeated; and a derivative of the
+derivative keeps P.
+Source: Vaswani et al., Attention Is All You Need (2017), section 3.2.1; the recomputation by
+blocks: Dao et al., FlashAttention (2022), appendix B.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind, may_overwrite
+from .._precision import lower_precision, widen
+
+# Scores in a block of backward: on a CPU they stay in its cache, elsewhere launches are dear.
+_CPU_BLOCK, _DEVICE_BLOCK = 2**17, 2**26
+# Queries in a block of causal attention: keys after the last of them are left out.
+_CAUSAL_ROWS = 64
+
+
+class _Attention(Function):
+    """On 4-D tensors; ``key`` and ``value`` may have one head for all."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        kept: Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        scale: float,
+        need_weights: bool,
+    ) -> Any:
+        transformed = torch._C._are_functorch_transforms_active()
+        if kept is None and not need_weights and not transformed:
+            # The same by a fused kernel, which torch.func cannot map or differentiate. It keeps
+            # the scores out of memory, in compiled code too.
+            return torch.nn.functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask,
+                is_causal=is_causal,
+                scale=scale,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
+        p, attends = _probabilities(query, key, attn_mask, is_causal, scale)
+        weights = _product(p, _dropout_factor(kept, dropout_p, p.dtype), attends)
+        output = (weights @ widen(value)).to(query.dtype)
+        return (output, weights.to(query.dtype)) if need_weights else output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        query, key, value, attn_mask, kept, *ctx.settings, ctx.need_weights = inputs
+        needs_query, needs_key, _, needs_mask, *_ = ctx.needs_input_grad
+        needs_scores = needs_query or needs_key or needs_mask
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value if needs_scores else None, attn_mask, kept)
+        ctx.save_for_forward(query, key, value, attn_mask, kept)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_weights: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        operands = (*ctx.saved_tensors, grad_output, grad_weights)
+        cotangents = [g for g in (grad_output, grad_weights) if g is not None]
+        gradients: list[Tensor | None] = [None] * 4
+        if cotangents:
+            by_blocks = all(map(may_overwrite, cotangents))
+            gradients_of = _gradients_by_blocks if by_blocks else _gradients
+            gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
+        in_dtype = (
+            None if g is None else g.to(x.dtype) for g, x in zip(gradients, operands, strict=False)
+        )
+        return *in_dtype, None, None, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        query_tangent: Tensor | None,
+        key_tangent: Tensor | None,
+        value_tangent: Tensor | None,
+        mask_tangent: Tensor | None,
+        *_: None,
+    ) -> Any:
+        query, key, value, attn_mask, kept = ctx.saved_tensors
+        dropout_p, is_causal, scale = ctx.settings
+        p, attends = _probabilities(query, key, attn_mask, is_causal, scale)
+        factors = (_dropout_factor(kept, dropout_p, p.dtype), attends)
+        scores_tangent: Any = 0 if mask_tangent is None else mask_tangent
+        if query_tangent is not None:
+            scores_tangent = scores_tangent + widen(query_tangent) * scale @ widen(key).mT
+        if key_tangent is not None:
+            scores_tangent = scores_tangent + widen(query) * scale @ widen(key_tangent).mT
+        weights_tangent = _product(_times_jacobian(scores_tangent, p), *factors)
+        output_tangent = weights_tangent @ widen(value)
+        if value_tangent is not None:
+            output_tangent = output_tangent + _product(p, *factors) @ widen(value_tangent)
+        output_tangent = output_tangent.to(query.dtype)
+        if ctx.need_weights:
+            return output_tangent, weights_tangent.to(query.dtype)
+        return output_tangent
+
+
+Operands = Sequence[Any]  # q, k, v, mask, kept, gradients of output and of weights
+Gradients = list[Tensor | None]  # of query, key, value and mask, summed in float32 or wider
+Settings = Sequence[Any]  # dropout_p, is_causal, scale
+
+
+def _gradients(
+    operands: Operands, settings: Settings, needs: Sequence[bool], first_query: int = 0
+) -> Gradients:
+    """Compute Backward, for the gradients that are needed.
+
+    ``first_query`` is the position of the first query in the whole, for the causal mask.
+    """
+    widened: list[Any] = [None if operand is None else widen(operand) for operand in operands]
+    query, key, value, attn_mask, kept, grad_output, grad_weights = widened
+    dropout_p, is_causal, scale = settings
+    needs_query, needs_key, needs_value, needs_mask = needs
+    p, attends = _probabilities(query, key, attn_mask, is_causal, scale, first_query)
+    keep = _dropout_factor(kept, dropout_p, p.dtype)
+    grad_query = grad_key = grad_value = grad_scores = None
+    if grad_output is not None:
+        grad_output = _product(grad_output, attends)
+        if needs_value:
+            grad_value = _product(p, keep).mT @ grad_output
+    if needs_query or needs_key or needs_mask:
+        into_weights: Any = 0 if grad_weights is None else _product(grad_weights, attends)
+        if grad_output is not None:
+            into_weights = into_weights + grad_output @ value.mT
+        grad_scores = _times_jacobian(_product(into_weights, keep), p)
+        grad_query = grad_scores @ key * scale if needs_query else None
+        grad_key = grad_scores.mT @ (query * scale) if needs_key else None
+    gradients = (grad_query, grad_key, grad_value, grad_scores if needs_mask else None)
+    return [
+        None if gradient is None else _summed_to(gradient, operand.shape)
+        for gradient, operand in zip(gradients, operands, strict=False)
+    ]
+
+
+def _gradients_by_blocks(
+    operands: Operands, settings: Settings, needs: Sequence[bool]
+) -> Gradients:
+    """Compute the same without ever holding all the scores."""
+    query, key, *_ = operands
+    _dropout_p, is_causal, _scale = settings
+    totals = [
+        torch.zeros_like(widen(operand)) if needed else None
+        for operand, needed in zip(operands, needs, strict=False)
+    ]
+    for sample, head, row, column in _blocks(query, key, is_causal):
+        by_query, by_key = (sample, head, row), (sample, head, column)
+        by_both = (sample, head, row, column)
+        indices = (by_query, by_key, by_key, by_both, by_both, by_query, by_both)
+        parts = [
+            None if operand is None else _part(operand, index)
+            for operand, index in zip(operands, indices, strict=True)
+        ]
+        gradients = _gradients(parts, settings, needs, row.start)
+        for total, gradient, index in zip(totals, gradients, indices, strict=False):
+            if total is not None and gradient is not None:
+                _part(total, index).add_(gradient)
+    return totals
+
+
+def _blocks(query: Tensor, key: Tensor, is_causal: bool) -> Iterator[tuple[slice, ...]]:
+    """Cut samples, heads and queries; where causal, also the keys, after the last query."""
+    samples, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    room = (_CPU_BLOCK if query.device.type == "cpu" else _DEVICE_BLOCK) // max(keys, 1)
+    cuts = []
+    most = _CAUSAL_ROWS if is_causal else queries
+    for count, limit in ((queries, most), (heads, heads), (samples, samples)):
+        step = max(1, min(limit, room))
+        room //= step
+        cuts.append([slice(start, start + step) for start in range(0, count, step)])
+    for row, head, sample in itertools.product(*cuts):
+        yield sample, head, row, slice(0, row.stop if is_causal else keys)
+
+
+def _part(tensor: Tensor, index: tuple[slice, ...]) -> Tensor:
+    """Slice all dims but those of size 1, which are broadcast."""
+    sizes = zip(tensor.shape, index, strict=False)
+    return tensor[tuple(slice(None) if size == 1 else cut for size, cut in sizes)]
+
+
+def _probabilities(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    first_query: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """Return P, and 1 for each query that may attend to some key, else 0 (None: all may)."""
+    scores = (widen(query) * scale) @ widen(key).mT
+    bias = attends = None
+    if is_causal:
+        forbidden = torch.full(
+            scores.shape[-2:], -math.inf, dtype=scores.dtype, device=scores.device
+        )
+        bias = forbidden.triu(first_query + 1)
+    elif attn_mask is not None:
+        # Where nothing may be attended to, softmax would be 0 / 0: let all be, and multiply by 0.
+        if attn_mask.dtype == torch.bool:
+            attends = attn_mask.any(-1, keepdim=True)
+            bias = (attn_mask | ~attends).to(scores.dtype).log()
+        else:
+            attends = ~attn_mask.isneginf().all(-1, keepdim=True)
+            bias = attn_mask.masked_fill(~attends, 0)
+        attends = attends.to(scores.dtype)
+    return torch.softmax(scores if bias is None else scores + bias, -1), attends
+
+
+def _times_jacobian(vector: Tensor, p: Tensor) -> Tensor:
+    return p * (vector - (p * vector).sum(-1, keepdim=True))
+
+
+def _dropout_factor(kept: Tensor | None, p: float, dtype: torch.dtype) -> Tensor | None:
+    return None if kept is None else kept.to(dtype) * (0.0 if p == 1 else 1 / (1 - p))
+
+
+def _product(tensor: Tensor, *factors: Tensor | None) -> Tensor:
+    for factor in factors:
+        if factor is not None:
+            tensor = tensor * factor
+    return tensor
+
+
+def _summed_to(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.sum_to_size(shape)
+
+
+_attention = bind(
+    _Attention,
+    "query (*, L, E), key (*, S, E) and value (*, S, F) of one floating dtype, attn_mask "
+    "broadcastable to (*, L, S) and boolean or of query's dtype",
+)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attend; drop-in for :func:`torch.nn.functional.scaled_dot_product_attention`.
+
+    Unlike torch's on CPU, differentiable twice and more, and in forward mode.
+
+    Args:
+        query: ``(*, L, E)``, ``*`` any number of batch dims, the last of them heads.
+        key: ``(*, S, E)``.
+        value: ``(*, S, F)``.
+        attn_mask: Broadcastable to ``(*, L, S)``. Boolean: True where a query may attend to a
+            key. Floating: added to the scores, and differentiable.
+        dropout_p: Probability in [0, 1] of a weight to be zeroed; there is no training flag.
+        is_causal: Query ``l`` attends to the keys up to ``l`` only.
+        scale: Factor of the scores; ``None`` for ``1 / sqrt(E)``.
+        enable_gqa: Groups of query heads share a head of key and value.
+
+    Returns:
+        ``(*, L, F)``, in query's dtype, or the autocast dtype under autocast; 0 for a query
+        that may attend to no key.
+
+    Raises:
+        RuntimeError: Shapes or dtypes do not fit each other; both ``attn_mask`` and
+            ``is_causal``; ``dropout_p`` outside [0, 1]; heads that cannot be grouped.
+    """
+    output, _ = attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, need_weights=False
+    )
+    return output
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Do the same, and return the weights W, ``(*, L, S)``, as well if asked for."""
+    query, key, value, attn_mask = lower_precision(query, key, value, attn_mask)
+    _check(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    grouped = enable_gqa and query.shape[-3] != key.shape[-3]
+    if grouped:  # the queries' heads in groups, each with one head of key and value
+        groups = (key.shape[-3], query.shape[-3] // key.shape[-3])
+        query, key, value = query.unflatten(-3, groups), key.unsqueeze(-3), value.unsqueeze(-3)
+        if attn_mask is not None and attn_mask.dim() > 2:
+            shared = attn_mask.shape[-3] == 1
+            attn_mask = attn_mask.unsqueeze(-3) if shared else attn_mask.unflatten(-3, groups)
+    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in (query, key, value)))
+    leading, heads = batch[:-1], 1 if not batch else batch[-1]
+    own_heads = 1 if grouped else heads
+    if attn_mask is not None:
+        attn_mask = _mask_as_4d(attn_mask, leading)
+    query = _as_4d(query, leading, heads)
+    kept = _draw(query, key, dropout_p) if dropout_p > 0 else None
+    result = _attention(
+        query,
+        _as_4d(key, leading, own_heads),
+        _as_4d(value, leading, own_heads),
+        attn_mask,
+        kept,
+        dropout_p,
+        is_causal,
+        scale,
+        need_weights,
+    )
+    if grouped:
+        batch = (*batch[:-2], batch[-2] * batch[-1])
+    output, weights = result if need_weights else (result, None)
+    return _with_batch(output, batch), None if weights is None else _with_batch(weights, batch)
+
+
+def _as_4d(tensor: Tensor, leading: Sequence[int], heads: int) -> Tensor:
+    *_, rows, features = tensor.shape
+    shape = (math.prod(leading), heads, rows, features)
+    if tensor.shape == shape:
+        return tensor
+    return tensor.expand(*leading, heads, rows, features).reshape(shape)
+
+
+def _mask_as_4d(attn_mask: Tensor, leading: Sequence[int]) -> Tensor:
+    attn_mask = attn_mask[(None,) * (len(leading) + 3 - attn_mask.dim())]
+    *own_leading, heads, rows, columns = attn_mask.shape
+    if len(leading) > 1 and math.prod(own_leading) > 1:
+        own_leading = list(leading)
+        attn_mask = attn_mask.expand(*leading, heads, rows, columns)
+    return attn_mask.reshape(math.prod(own_leading), heads, rows, columns)
+
+
+def _with_batch(tensor: Tensor, batch: Sequence[int]) -> Tensor:
+    shape = (*batch, *tensor.shape[-2:])
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def _draw(query: Tensor, key: Tensor, dropout_p: float) -> Tensor:
+    """Return True for every weight that is kept: torch's own draw, under the same seed."""
+    if dropout_p == 1:
+        return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+    weights = query.new_empty(*query.shape[:-1], key.shape[-2])
+    _, kept = torch.native_dropout(weights, dropout_p, True)
+    return kept
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> None:
+    dims = [tensor.dim() for tensor in (query, key, value)]
+    if min(dims) < 2:
+        raise RuntimeError(f"Expected query, key and value of at least 2 dims, but got {dims}")
+    shapes = ", ".join(
+        f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+        for name, tensor in (("query", query), ("key", key), ("value", value))
+    )
+    if key.shape[-1] != query.shape[-1]:
+        raise RuntimeError(f"Expected as many features in key as in query, but got {shapes}")
+    if value.shape[-2] != key.shape[-2]:
+        raise RuntimeError(f"Expected as many positions in value as in key, but got {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise RuntimeError(f"Expected query, key and value to have one dtype, but got {shapes}")
+    if attn_mask is not None and is_causal:
+        raise RuntimeError("Expected attn_mask to be None where is_causal is True")
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, torch.float, query.dtype):
+        raise RuntimeError(
+            f"Expected attn_mask of dtype bool, float32 or that of query ({query.dtype}), "
+            f"but got {attn_mask.dtype}"
+        )
+    if not 0 <= dropout_p <= 1:
+        raise RuntimeError(f"dropout_p has to be between 0 and 1, but got {dropout_p}")
+    if enable_gqa:
+        heads = [tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (query, key, value)]
+        if heads[1] != heads[2] or heads[0] % max(heads[1], 1):
+            raise RuntimeError(
+                "Expected key and value to have as many heads, a divisor of those of query, "
+                f"but got {heads}"
+            )
