@@ -176,7 +176,9 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
+            evaluate = by_blocks if may_overwrite(grad_output) else _at_once
+            grad_input = evaluate(chain, grad_output, saved, *ctx.params)
+            return grad_input, *(None for _ in ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
@@ -184,6 +186,10 @@ def bind_pointwise(
             return chain(input_tangent, saved, *ctx.params)
 
     return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
+
+
+def _at_once(formula: Callable[..., Tensor], *args: Any) -> Tensor:
+    return formula(*args)
 
 
 def may_overwrite(grad_output: Tensor) -> bool:

@@ -9,7 +9,7 @@ from ._layout import is_channels_last
 
 # Elements of a block for each thread: a handful of float32 temporaries stays in the cache, and
 # the fixed cost of the calls is still small beside the arithmetic.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
 
 
 def by_blocks(
