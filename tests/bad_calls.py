@@ -260,6 +260,34 @@ def _pooling() -> list[BadCall]:
     ]
 
 
+def _attention() -> list[BadCall]:
+    x = zeros(2, 2, 3, 4)
+    return [
+        BadCall(
+            "scaled_dot_product_attention",
+            mistake,
+            {"query": x, "key": x, "value": x} | arguments,
+            mentions,
+        )
+        for mistake, arguments, mentions in (
+            ("vector", {"query": zeros(4)}, ("query", "2", "1")),
+            ("features", {"key": zeros(2, 2, 3, 5)}, ("key", "query", "4", "5")),
+            ("dtype", {"key": x.double()}, ("key", "float32", "float64")),
+            ("integer", dict.fromkeys(("query", "key", "value"), x.long()), ("query", "int64")),
+            ("batch", {"key": zeros(3, 2, 3, 4)}, ("key", "2", "3")),
+            ("two_masks", {"attn_mask": zeros(3, 3), "is_causal": True}, ("attn_mask", "causal")),
+            ("mask_shape", {"attn_mask": zeros(3, 5)}, ("attn_mask", "3", "5")),
+            ("mask_dtype", {"attn_mask": zeros(3, 3).long()}, ("attn_mask", "bool", "int64")),
+            ("dropout_p", {"dropout_p": 1.5}, ("dropout", "0", "1", "1.5")),
+            (
+                "groups",
+                {"query": zeros(2, 3, 3, 4), "enable_gqa": True},
+                ("heads", "key", "3", "2"),
+            ),
+        )
+    ]
+
+
 BAD_CALLS: tuple[BadCall, ...] = (
     *_elementwise(),
     *_linear(),
@@ -268,4 +296,5 @@ BAD_CALLS: tuple[BadCall, ...] = (
     *_batch_norm(),
     *_convolutions(),
     *_pooling(),
+    *_attention(),
 )

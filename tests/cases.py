@@ -10,7 +10,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.draws import Draw, constant, given, labels, normal, probabilities, spread, uniform
+from tests.draws import (
+    Draw,
+    booleans,
+    constant,
+    given,
+    labels,
+    normal,
+    probabilities,
+    spread,
+    uniform,
+)
 
 
 @dataclass(frozen=True)
@@ -446,6 +456,68 @@ def _dropout() -> list[OpCase]:
     ]
 
 
+def _attention() -> list[OpCase]:
+    query, key, value = normal(2, 2, 3, 2), normal(2, 2, 4, 2), normal(2, 2, 4, 2)
+    only_first = Draw(lambda g: torch.tensor([True, False, False, False]), differentiable=False)
+    no_key = Draw(
+        lambda g: torch.tensor([[True, False, True], [False] * 3, [True] * 3]),
+        differentiable=False,
+    )
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "scale": {"scale": -0.7},
+        "value_width": {"value": normal(2, 2, 4, 3)},
+        "causal": {"is_causal": True},
+        "causal_square": {"query": normal(2, 2, 4, 2), "is_causal": True},
+        "boolean_mask": {"attn_mask": booleans(2, 1, 3, 4)},
+        "key_mask": {"attn_mask": only_first},
+        "no_key": {"key": normal(2, 2, 3, 2), "value": normal(2, 2, 3, 2), "attn_mask": no_key},
+        "constant_mask": {"attn_mask": constant(normal(3, 4))},
+        "mask": {"attn_mask": normal(2, 3, 4)},
+        "matrices": {"query": normal(3, 2), "key": normal(4, 2), "value": normal(4, 3)},
+        "one_batch_dim": {
+            "query": normal(2, 3, 2),
+            "key": normal(2, 4, 2),
+            "value": normal(2, 4, 2),
+            "attn_mask": normal(2, 1, 4),
+        },
+        "broadcast": {
+            "query": normal(2, 1, 2, 3, 2),
+            "key": normal(2, 2, 4, 2),
+            "value": normal(2, 1, 4, 2),
+            "attn_mask": normal(2, 1, 1, 3, 4),
+        },
+        "grouped": {
+            "query": normal(1, 4, 3, 2),
+            "attn_mask": normal(1, 4, 3, 4),
+            "key": normal(1, 2, 4, 2),
+            "value": normal(1, 2, 4, 2),
+            "enable_gqa": True,
+        },
+        "grouped_causal": {
+            "query": normal(1, 4, 3, 2),
+            "key": normal(1, 2, 4, 2),
+            "value": normal(1, 2, 4, 2),
+            "is_causal": True,
+            "enable_gqa": True,
+        },
+    }
+    tensors = {"query": query, "key": key, "value": value}
+    return [
+        *(
+            OpCase("scaled_dot_product_attention", variant, tensors | arguments)
+            for variant, arguments in variants.items()
+        ),
+        OpCase(
+            "scaled_dot_product_attention",
+            "dropout",
+            tensors | {"dropout_p": 0.4, "attn_mask": normal(3, 4)},
+            random=True,
+        ),
+        OpCase("scaled_dot_product_attention", "drop_all", tensors | {"dropout_p": 1.0}),
+    ]
+
+
 CASES: tuple[OpCase, ...] = (
     *_linear(),
     *_elementwise(),
@@ -456,6 +528,7 @@ CASES: tuple[OpCase, ...] = (
     *_convolutions(),
     *_pooling(),
     *_dropout(),
+    *_attention(),
 )
 
 
@@ -522,6 +595,12 @@ EMPTY_CASES: tuple[OpCase, ...] = (
     ),
     _empty("conv1d", input=normal(0, 2, 5), weight=normal(3, 2, 3), bias=normal(3)),
     _empty("conv2d", input=normal(0, 2, 4, 5), weight=normal(3, 2, 2, 3), bias=normal(3)),
+    _empty(
+        "scaled_dot_product_attention",
+        query=normal(0, 2, 3, 2),
+        key=normal(0, 2, 4, 2),
+        value=normal(0, 2, 4, 2),
+    ),
     _empty("max_pool2d", input=spread(0, 2, 4, 4), kernel_size=2),
     _empty("avg_pool2d", input=normal(0, 2, 4, 4), kernel_size=2),
 )

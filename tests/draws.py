@@ -51,6 +51,11 @@ def given(values: int | list[int]) -> Draw:
     return Draw(lambda g: torch.tensor(values), differentiable=False)
 
 
+def booleans(*shape: int, share: float = 0.7) -> Draw:
+    """A mask of which about ``share`` is True."""
+    return Draw(lambda g: torch.rand(shape, generator=g) < share, differentiable=False)
+
+
 def constant(draw: Draw) -> Draw:
     """The same numbers, for an argument that torch.nn has no gradient for either."""
     return replace(draw, differentiable=False)

@@ -28,8 +28,9 @@ OPS = {
 }
 each_op = pytest.mark.parametrize("name", OPS)
 
-# torch.nn has no class for it; the coursework takes the logarithm as a layer's function.
-WITHOUT_MODULE = {"log"}
+# torch.nn has no class for them: the coursework takes the logarithm as a layer's function, and
+# nn.MultiheadAttention comes to attention by way of multi_head_attention_forward.
+WITHOUT_MODULE = {"log", "scaled_dot_product_attention"}
 
 # These twins are built in: inspect finds no signature, so it stands here as documented.
 BUILT_IN_SIGNATURES = {
@@ -47,6 +48,10 @@ BUILT_IN_SIGNATURES = {
         "return_indices=False)"
     ),
     "log": "(input)",
+    "scaled_dot_product_attention": (
+        "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, "
+        "enable_gqa=False)"
+    ),
 }
 
 

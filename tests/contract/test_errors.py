@@ -23,8 +23,9 @@ def error_of(op: Any, arguments: Mapping[str, Any]) -> Exception:
 @pytest.mark.parametrize("call", BAD_CALLS, ids=lambda call: call.id)
 def test_error_type_and_message(call: BadCall, grad: bool) -> None:
     arguments = dict(call.arguments)
-    if grad and isinstance(arguments["input"], Tensor) and arguments["input"].is_floating_point():
-        arguments["input"] = arguments["input"].clone().requires_grad_()
+    name, value = next(iter(arguments.items()))
+    if grad and isinstance(value, Tensor) and value.is_floating_point():
+        arguments[name] = value.clone().requires_grad_()
     reference = torch.log if call.op == "log" else getattr(F, call.op)
     expected = error_of(reference, arguments)
     found = error_of(getattr(functional, call.op), arguments)

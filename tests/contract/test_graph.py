@@ -43,6 +43,7 @@ NEEDS_NOT = {
     "conv2d": AFFINE_NEEDS_NOT,
     "avg_pool2d": {"input": ("input",)},
     "dropout": {"input": ("input",)},
+    "scaled_dot_product_attention": {"value": ("value",)},
 }
 BATCH_NORM_EVAL_NEEDS_NOT = {"input": ("input", "bias"), "bias": ("input", "weight", "bias")}
 
