@@ -1,6 +1,7 @@
 """Run two models on the same inputs and random numbers; find where they differ most."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference among some tensors, relative to the largest element of its tensor."""
+    """The largest difference among some tensors.
+
+    Attributes:
+        relative: To the largest element of the tensor, or to a thousandth of the largest of all
+            tensors where that is more: what is zero but for rounding has no relative error.
+        absolute: Of the same element.
+        where: Which tensor.
+    """
 
     relative: float
     absolute: float
@@ -77,18 +85,26 @@ def _weights(output: Tensor) -> Tensor:
 def _largest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
     if ours.keys() != theirs.keys():
         return Difference(float("inf"), float("inf"), f"only one has {ours.keys() ^ theirs.keys()}")
-    differences = [_difference(ours[name], theirs[name], name) for name in theirs]
+    floor = 1e-3 * max(map(_magnitude, theirs.values()), default=0.0)
+    differences = [_difference(ours[name], theirs[name], floor, name) for name in theirs]
     return max(differences, key=lambda d: d.relative, default=Difference(0.0, 0.0, "none"))
 
 
-def _difference(ours: Tensor, theirs: Tensor, name: str) -> Difference:
+def _difference(ours: Tensor, theirs: Tensor, floor: float, name: str) -> Difference:
     if ours.shape != theirs.shape:
         return Difference(float("inf"), float("inf"), f"{name}: other shape")
-    if not ours.numel() or torch.equal(ours, theirs):
+    if torch.equal(ours, theirs):
         return Difference(0.0, 0.0, name)
-    wide = torch.promote_types(ours.dtype, torch.float64)
-    absolute = float((ours.to(wide) - theirs.to(wide)).abs().max())
-    scale = float(theirs.to(wide).abs().max())
+    absolute = _magnitude(_wide(ours) - _wide(theirs))
+    scale = max(_magnitude(theirs), floor)
     relative = absolute / scale if scale else float("inf")
     # NaN against a number must not be lost in the maximum over tensors.
-    return Difference(relative if relative == relative else float("inf"), absolute, name)
+    return Difference(float("inf") if math.isnan(relative) else relative, absolute, name)
+
+
+def _magnitude(tensor: Tensor) -> float:
+    return float(_wide(tensor).abs().max()) if tensor.numel() else 0.0
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64))

@@ -126,7 +126,8 @@ def convert(
 
     Args:
         model: Any module, also a single layer.
-        inplace: Change ``model`` itself instead of a deep copy.
+        inplace: Change ``model`` itself instead of a deep copy; also for a model that cannot be
+            copied (it holds tensors that are no leaves, or is sharded).
         dry_run: Change nothing; the report lists what would change.
         verify: Run a copy of the model as it was and a converted one on ``inputs``, with the same
             random numbers, and report the largest differences of outputs, gradients (of
@@ -209,13 +210,13 @@ def _swap(model: nn.Module, classes: dict[type, type], dry_run: bool) -> Report:
         if kind in finished:
             already.append(layer)
         elif target and "forward" not in vars(module):
-            converted.append(replace(layer, note=_qualified(target)))
+            converted.append(replace(layer, note=_public_name(target)))
             if not dry_run:
                 module.__class__ = target
         elif isinstance(module, tuple(classes)) or (classes is _MANUAL and _is_layer(module)):
             left.append(replace(layer, note=_reason(module)))
         elif next(module.parameters(recurse=False), None) is not None:
-            other.append(replace(layer, note=f"parameters held by {_qualified(kind)}"))
+            other.append(replace(layer, note=f"parameters held by {_public_name(kind)}"))
     return Report(tuple(converted), tuple(already), tuple(left), tuple(other))
 
 
@@ -228,10 +229,6 @@ def _is_layer(module: nn.Module) -> bool:
     return has_parameters or next(module.children(), None) is None
 
 
-def _torch_class(module: nn.Module) -> type:
-    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
-
-
 def _reason(module: nn.Module) -> str:
     if parametrize.is_parametrized(module):
         return "parametrised: " + ", ".join(module.parametrizations)  # type: ignore[arg-type]
@@ -241,8 +238,19 @@ def _reason(module: nn.Module) -> str:
         return "lazy: convert it after the first forward"
     if type(module) is _torch_class(module):
         return "no hand-written version"
-    return f"subclass of {_qualified(type(module).__mro__[1])}"
+    known = (c for c in type(module).__mro__[1:] if c in _TORCH or _is_torchs(c))
+    return f"subclass of {_public_name(next(known))}"
 
 
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}".replace("torch.nn.modules.", "torch.nn.")
+def _torch_class(module: nn.Module) -> type:
+    return next(filter(_is_torchs, type(module).__mro__))
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.")
+
+
+def _public_name(kind: type) -> str:
+    if kind in _TORCH:
+        return f"manual_ops.nn.{kind.__name__}"
+    return f"torch.nn.{kind.__name__}" if _is_torchs(kind) else f"{kind.__module__}.{kind.__name__}"

@@ -165,14 +165,14 @@ def compare(family: Family) -> Comparison:
     with torch.no_grad():
         for parameter in model.parameters():  # heads and scales that start at zero hide errors
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    original = _step(model, loss_of, family.size)
+    original = _step(model, loss_of, family.size, nullcontext())
     model, report = convert(model, inplace=True)
-    converted = _step(model, convert(loss_of).model, family.size)
+    converted = _step(model, convert(loss_of).model, family.size, nullcontext())
     overridden = _step(model, loss_of, family.size, override())
     return Comparison(report, original, converted, overridden)
 
 
-def _step(model: nn.Module, loss_of: nn.Module, size: int, context: Any = nullcontext()) -> Step:
+def _step(model: nn.Module, loss_of: nn.Module, size: int, context: Any) -> Step:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, size, size, generator=generator, dtype=torch.float64)
     target = torch.randint(CLASSES, (4,), generator=generator)
