@@ -309,7 +309,7 @@ def test_parameters_in_user_code_are_reported() -> None:
 def test_what_a_hand_written_layer_holds_is_its_own() -> None:
     """Attention runs its output projection by itself; swapping that would change nothing."""
     model, report = convert(nn.Sequential(nn.MultiheadAttention(4, 2)))
-    assert type(model[0]) is manual_nn.MultiheadAttention
+    assert type(model[0]) is TWINS[nn.MultiheadAttention]
     assert type(model[0].out_proj) is type(nn.MultiheadAttention(4, 2).out_proj)
     assert not report.left
     assert [entry.name for entry in report.converted] == ["0"]
@@ -516,4 +516,4 @@ def test_synchronised_batch_norm_first() -> None:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert type(model[1]) is nn.SyncBatchNorm
     convert(model, inplace=True)
-    assert type(model[1]) is manual_nn.SyncBatchNorm
+    assert type(model[1]) is TWINS[nn.SyncBatchNorm]
