@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from ._blocks import by_blocks
 
 
 def bind(
@@ -176,9 +175,9 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            evaluate = by_blocks if may_overwrite(grad_output) else _at_once
-            grad_input = evaluate(chain, grad_output, saved, *ctx.params)
-            return grad_input, *(None for _ in ctx.params)
+            # In one go: formulas that work in place measured slower block by block (relu 1.8 times
+            # torch.nn instead of 1.6, sigmoid 2.1 instead of 1.7, 64 x 64 x 32 x 32).
+            return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
@@ -186,10 +185,6 @@ def bind_pointwise(
             return chain(input_tangent, saved, *ctx.params)
 
     return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
-
-
-def _at_once(formula: Callable[..., Tensor], *args: Any) -> Tensor:
-    return formula(*args)
 
 
 def may_overwrite(grad_output: Tensor) -> bool:

@@ -18,14 +18,15 @@ _INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    blocked = output <= 0  # false for NaN, which therefore lets the gradient pass, as in torch
     if may_overwrite(tangent) and tangent.dtype == output.dtype:
-        # Selecting by a bit mask of all ones or all zeros: masked_fill and where are 8 times
-        # slower on CPU, and a product with 0 would turn an infinite gradient into NaN.
+        # The bits of the output, read as an integer, are positive where it is positive (or NaN,
+        # which lets the gradient pass, as in torch); the bits of the tangent times 1 or 0 select.
+        # where and masked_fill are 8 times slower on CPU, and a product of floats would turn an
+        # infinite gradient into NaN.
         int_dtype = _INT_OF_SIZE[output.element_size()]
-        mask = blocked.to(int_dtype).sub_(1)
-        return mask.bitwise_and_(tangent.view(int_dtype)).view(tangent.dtype)
-    return tangent.masked_fill(blocked, 0)
+        gate = output.view(int_dtype).clamp(0, 1)
+        return gate.mul_(tangent.view(int_dtype)).view(tangent.dtype)
+    return tangent.masked_fill(output <= 0, 0)
 
 
 _relu = bind_pointwise(torch.relu, _chain, save="output")
