@@ -1,5 +1,6 @@
 """The names, signatures and defaults of ``torch.nn.functional``, on hand-written gradients."""
 
+from .ops.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from .ops.avg_pool import avg_pool2d as avg_pool2d
 from .ops.batch_norm import batch_norm as batch_norm
 from .ops.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy

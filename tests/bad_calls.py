@@ -270,7 +270,7 @@ def _attention() -> list[BadCall]:
             mentions,
         )
         for mistake, arguments, mentions in (
-            ("vector", {"query": zeros(4)}, ("query", "2", "1")),
+            ("vector", {"query": zeros(4)}, ("query", "2", "(4,)")),
             ("features", {"key": zeros(2, 2, 3, 5)}, ("key", "query", "4", "5")),
             ("dtype", {"key": x.double()}, ("key", "float32", "float64")),
             ("integer", dict.fromkeys(("query", "key", "value"), x.long()), ("query", "int64")),

@@ -14,6 +14,9 @@ from tests.cases import CASES, OpCase
 
 Op = Callable[..., Any]
 
+# Where torch.nn picks a kernel by the arguments, the strides of its gradients are the kernel's.
+STRIDES_BY_KERNEL = ("scaled_dot_product_attention", "multi_head_attention_forward")
+
 
 def cases_for(check: str = "", table: Sequence[OpCase] = CASES) -> pytest.MarkDecorator:
     """Parametrise a test over every case that is not exempt from ``check``."""

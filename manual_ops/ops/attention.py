@@ -97,17 +97,24 @@ class _Attention(Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_weights: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        operands = (*ctx.saved_tensors, grad_output, grad_weights)
+        query, key, value, attn_mask, kept = ctx.saved_tensors
         cotangents = [g for g in (grad_output, grad_weights) if g is not None]
-        gradients: list[Tensor | None] = [None] * 4
-        if cotangents:
-            by_blocks = all(map(may_overwrite, cotangents))
-            gradients_of = _gradients_by_blocks if by_blocks else _gradients
-            gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
-        in_dtype = (
-            None if g is None else g.to(x.dtype) for g, x in zip(gradients, operands, strict=False)
+        if value is None and grad_output is not None:
+            # Its own gradient alone is needed, and for that its shape.
+            value = grad_output.new_empty(()).expand(*key.shape[:3], grad_output.shape[-1])
+        if value is None or not cotangents:
+            return (None,) * 9
+        operands = (query, key, value, attn_mask, kept, grad_output, grad_weights)
+        by_blocks = all(map(may_overwrite, cotangents))
+        gradients_of = _gradients_by_blocks if by_blocks else _gradients
+        gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
+        return (
+            *(
+                None if gradient is None else gradient.to(operand.dtype)
+                for gradient, operand in zip(gradients, operands, strict=False)
+            ),
+            *(None for _ in range(5)),
         )
-        return *in_dtype, None, None, None, None, None
 
     @staticmethod
     def jvp(
@@ -339,6 +346,11 @@ def attention(
     batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in (query, key, value)))
     leading, heads = batch[:-1], 1 if not batch else batch[-1]
     own_heads = 1 if grouped else heads
+    dtype = query.dtype
+    if any(tensor.shape[:-2] != batch for tensor in (query, key, value)) and not grouped:
+        # Their gradients are sums over the batch, which half precision would round one by one.
+        query, key, value = widen(query), widen(key), widen(value)
+        attn_mask = None if attn_mask is None else widen(attn_mask)
     if attn_mask is not None:
         attn_mask = _mask_as_4d(attn_mask, leading)
     query = _as_4d(query, leading, heads)
@@ -357,7 +369,8 @@ def attention(
     if grouped:
         batch = (*batch[:-2], batch[-2] * batch[-1])
     output, weights = result if need_weights else (result, None)
-    return _with_batch(output, batch), None if weights is None else _with_batch(weights, batch)
+    output = _with_batch(output, batch).to(dtype)
+    return output, None if weights is None else _with_batch(weights, batch).to(dtype)
 
 
 def _as_4d(tensor: Tensor, leading: Sequence[int], heads: int) -> Tensor:
@@ -400,17 +413,22 @@ def _check(
     is_causal: bool,
     enable_gqa: bool,
 ) -> None:
-    dims = [tensor.dim() for tensor in (query, key, value)]
-    if min(dims) < 2:
-        raise RuntimeError(f"Expected query, key and value of at least 2 dims, but got {dims}")
     shapes = ", ".join(
         f"{name} {tuple(tensor.shape)} {tensor.dtype}"
         for name, tensor in (("query", query), ("key", key), ("value", value))
     )
+    if min(tensor.dim() for tensor in (query, key, value)) < 2:
+        raise RuntimeError(f"Expected query, key and value of at least 2 dims, but got {shapes}")
     if key.shape[-1] != query.shape[-1]:
         raise RuntimeError(f"Expected as many features in key as in query, but got {shapes}")
     if value.shape[-2] != key.shape[-2]:
         raise RuntimeError(f"Expected as many positions in value as in key, but got {shapes}")
+    try:
+        torch.broadcast_shapes(
+            *(tensor.shape[: -3 if enable_gqa else -2] for tensor in (query, key, value))
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"Expected batch dims that broadcast, but got {shapes}") from error
     if not query.dtype == key.dtype == value.dtype:
         raise RuntimeError(f"Expected query, key and value to have one dtype, but got {shapes}")
     if attn_mask is not None and is_causal:
@@ -423,9 +441,13 @@ def _check(
     if not 0 <= dropout_p <= 1:
         raise RuntimeError(f"dropout_p has to be between 0 and 1, but got {dropout_p}")
     if enable_gqa:
-        heads = [tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (query, key, value)]
-        if heads[1] != heads[2] or heads[0] % max(heads[1], 1):
-            raise RuntimeError(
-                "Expected key and value to have as many heads, a divisor of those of query, "
-                f"but got {heads}"
-            )
+        _check_groups(query, key, value)
+
+
+def _check_groups(query: Tensor, key: Tensor, value: Tensor) -> None:
+    heads, *shared = (tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (query, key, value))
+    if shared[0] != shared[1] or heads % max(shared[0], 1):
+        raise RuntimeError(
+            "Expected as many heads in key as in value, and a multiple in query, but got "
+            f"{shared[0]}, {shared[1]} and {heads}"
+        )

@@ -121,6 +121,8 @@ def saved_bytes(output_of: Callable[[], Any]) -> tuple[int, set[int]]:
 
 
 def test_saves_no_more_bytes_than_torch(case: OpCase) -> None:
+    if "saved bytes" in case.exempt:
+        pytest.skip(case.exempt["saved bytes"])
     for names in subsets(case):
         arguments = requiring(case.sample(torch.float32), names)
         ours, _ = saved_bytes(partial(subject(case), **arguments))
@@ -251,6 +253,9 @@ def test_in_place_change_of_the_output_is_never_silently_wrong(case: OpCase) -> 
 
 
 def test_threads_do_not_disturb_each_other(case: OpCase) -> None:
+    if case.random:
+        pytest.skip("one generator serves all threads")
+
     def work(seed: int) -> list[Tensor]:
         result = run(case, subject(case), case.sample(seed=seed), lambda o: random_like(o, seed))
         return [*result.outputs.values(), *result.gradients.values()]

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from tests.cases import CASES, EMPTY_CASES, OpCase
-from tests.harness import assert_matches, cases_for, cast, random_like, run, subject
-
-# Where torch.nn picks a kernel by the arguments, the strides of its gradients are the kernel's.
-STRIDES_BY_KERNEL = ("scaled_dot_product_attention", "multi_head_attention_forward")
+from tests.harness import (
+    STRIDES_BY_KERNEL,
+    assert_matches,
+    cases_for,
+    cast,
+    random_like,
+    run,
+    subject,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
