@@ -17,6 +17,8 @@ Order, where a model is also wrapped or rewritten by others:
   any batch norm.
 * ``parametrize.register_parametrization``: convert, then parametrise. A lazy layer: convert after
   the first forward has given it its class.
+* ``torch.fx`` (``create_feature_extractor``): trace, then convert the traced model; its tracer
+  knows torch.nn's own layers only. ``torch.export`` takes converted models.
 """
 
 import copy

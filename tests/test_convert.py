@@ -510,6 +510,14 @@ def test_compiled_before_or_after(order: str) -> None:
     assert recorder.by_hand()
 
 
+def test_traced_first() -> None:
+    traced = torch.fx.symbolic_trace(network())
+    ours, report = convert(traced)
+    assert report.share == 1
+    torch.testing.assert_close(train(ours), train(network()), rtol=1e-10, atol=1e-12)
+    assert not backward_kernels(ours)
+
+
 def test_synchronised_batch_norm_first() -> None:
     """It builds torch.nn's layer out of any batch norm, so convert comes after it."""
     model, _ = convert(network())

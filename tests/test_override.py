@@ -342,6 +342,17 @@ def overridden_segment(x: Tensor) -> Tensor:
         return segment(x)
 
 
+def test_autocast_dtypes_are_torchs() -> None:
+    x = image().requires_grad_()
+    for function in (lambda: F.linear(x, torch.ones(4, 4)), lambda: F.softmax(x, 1), x.relu):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = function()
+            with override():
+                found = function()
+        assert found.dtype == expected.dtype
+        assert by_hand(found)
+
+
 @pytest.mark.parametrize("context", [nullcontext, override])
 def test_checkpointed_segment_with_a_context_of_its_own(context: Callable[[], Any]) -> None:
     with CountOps() as ops:
