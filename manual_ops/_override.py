@@ -128,6 +128,8 @@ def _by_keyword(op: Op, names: Iterable[str | None]) -> Op:
     names = tuple(names)
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
         given = dict(zip(names, args, strict=False))
         given.update({_FUNCTIONAL_NAMES.get(k, k): v for k, v in kwargs.items()})
         return op(**{k: v for k, v in given.items() if k is not None})

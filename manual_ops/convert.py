@@ -7,8 +7,9 @@ What is swapped is what ``manual_ops.nn.__all__`` names, what is overridden is w
 
 Order, where a model is also wrapped or rewritten by others:
 
-* ``.to()``, ``.train()``, optimizers, ``torch.compile``: before or after. ``inplace=False`` is a
-  ``copy.deepcopy``, so an optimizer made before it holds the parameters of the original.
+* ``.to()``, ``.train()``, optimizers, ``torch.compile``: before or after. ``inplace=False`` makes a
+  ``copy.deepcopy`` first, with what follows from that: an optimizer made before holds the
+  parameters of the original, and hooks on tensors (not on modules) and gradients stay there.
 * ``DistributedDataParallel``: convert, then wrap; or afterwards with ``inplace=True``.
 * ``fully_shard``: convert, then shard; or afterwards with ``inplace=True`` (a sharded model cannot
   be deep-copied). A layer that is sharded as a unit of its own has a class of its own by then and
@@ -24,7 +25,7 @@ Order, where a model is also wrapped or rewritten by others:
 import copy
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -72,6 +73,7 @@ class Report:
         left: Layers left alone; the note says why.
         other: Modules of other classes that hold parameters themselves. Functional calls in their
             code run hand-written ops inside :func:`override`.
+        verb: "converted" or "reverted".
         differences: Largest difference of ``"outputs"``, ``"gradients"`` and ``"buffers"`` from
             the original, if verified.
     """
@@ -80,6 +82,7 @@ class Report:
     already: tuple[Layer, ...] = ()
     left: tuple[Layer, ...] = ()
     other: tuple[Layer, ...] = ()
+    verb: str = "converted"
     differences: Mapping[str, Difference] | None = None
 
     @property
@@ -92,15 +95,25 @@ class Report:
         done = len(self.converted) + len(self.already)
         kinds = Counter(layer.kind for layer in self.converted)
         lines = [
-            f"{done} of {done + len(self.left)} layers converted ({self.share:.1%}), "
+            f"{done} of {done + len(self.left)} layers {self.verb} ({self.share:.1%}), "
             f"{len(self.already)} of them before",
             *(f"  {count:4d} {kind}" for kind, count in kinds.most_common()),
         ]
         for title, layers in (("left alone", self.left), ("code of its own", self.other)):
-            lines += [f"{title}: {layer.name} ({layer.kind}): {layer.note}" for layer in layers]
+            lines += [f"{title}: {group}" for group in _grouped(layers)]
         for what, difference in (self.differences or {}).items():
             lines.append(f"largest difference of {what}: {difference}")
         return "\n".join(lines)
+
+
+def _grouped(layers: Iterable[Layer]) -> Iterator[str]:
+    """One line for the layers of one kind and note, with the names of the first three."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        groups.setdefault((layer.kind, layer.note), []).append(layer.name)
+    for (kind, note), names in groups.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield f"{kind} ({note}): {', '.join(names[:3])}{more}"
 
 
 class Conversion(NamedTuple):
@@ -198,28 +211,29 @@ def _checked(model: nn.Module) -> nn.Module:
 
 def _swap(model: nn.Module, classes: dict[type, type], dry_run: bool) -> Report:
     """Set the class of every layer that ``classes`` names, unless on a dry run."""
-    converted, already, left, other = [], [], [], []
+    converting = classes is _MANUAL
     finished = frozenset(classes.values())
+    converted, already, left, other = [], [], [], []
     inside: set[nn.Module] = set()  # a swapped layer's forward runs what it holds by itself
     for name, module in list(model.named_modules()):
-        kind = type(module)
-        target = classes.get(kind)
         if module in inside:
             continue
-        if kind in finished or (target and "forward" not in vars(module)):
-            inside.update(module.modules())
+        kind = type(module)
         layer = Layer(name or "(model)", kind.__name__, "")
         if kind in finished:
             already.append(layer)
-        elif target and "forward" not in vars(module):
-            converted.append(replace(layer, note=_public_name(target)))
+            inside.update(module.modules())
+        elif kind in classes and "forward" not in vars(module):
+            converted.append(replace(layer, note=_public_name(classes[kind])))
+            inside.update(module.modules())
             if not dry_run:
-                module.__class__ = target
-        elif isinstance(module, tuple(classes)) or (classes is _MANUAL and _is_layer(module)):
+                module.__class__ = classes[kind]
+        elif isinstance(module, tuple(classes)) or (converting and _is_layer(module)):
             left.append(replace(layer, note=_reason(module)))
-        elif next(module.parameters(recurse=False), None) is not None:
+        elif converting and _has_parameters(module):
             other.append(replace(layer, note=f"parameters held by {_public_name(kind)}"))
-    return Report(tuple(converted), tuple(already), tuple(left), tuple(other))
+    verb = "converted" if converting else "reverted"
+    return Report(tuple(converted), tuple(already), tuple(left), tuple(other), verb)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -227,8 +241,11 @@ def _is_layer(module: nn.Module) -> bool:
     base = _torch_class(module)
     if base is nn.Identity or base.__module__.rpartition(".")[2] in _NO_LAYERS:
         return False
-    has_parameters = next(module.parameters(recurse=False), None) is not None
-    return has_parameters or next(module.children(), None) is None
+    return _has_parameters(module) or next(module.children(), None) is None
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def _reason(module: nn.Module) -> str:

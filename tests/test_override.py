@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_ops import functional, override
 from manual_ops._override import _ROUTES
-from tests.cases import OpCase
+from tests.cases import CASES, OpCase
 from tests.harness import CountOps, Run, cases_for, first, random_like, run
 
 
@@ -200,6 +200,28 @@ def test_spelling_compiled_in_the_context(name: str) -> None:
     assert not recorder.by_hand()
 
 
+def one_case_each() -> list[Any]:
+    """The first case of every op; expected to fail where Dynamo does not offer the function."""
+    first_cases = {case.op: case for case in reversed(CASES)}
+    ignored = pytest.mark.xfail(raises=AssertionError, reason="upstream")
+    return [
+        pytest.param(case, id=op, marks=ignored if op in ("sigmoid", "tanh") else ())
+        for op, case in first_cases.items()
+    ]
+
+
+@pytest.mark.parametrize("case", one_case_each())
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_in_the_context(case: OpCase) -> None:
+    recorder, arguments = Recorder(), case.sample()
+    compiled = torch.compile(torchs(case.op), fullgraph=True, backend=recorder)
+    for name in case.differentiable:
+        arguments[name].requires_grad_()
+    with override():
+        compiled(**arguments)
+    assert recorder.by_hand()
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_context_inside_compiled_code(backend: str) -> None:
@@ -297,6 +319,14 @@ def test_left_to_torch() -> None:
         assert type(x.as_subclass(Named).relu()) is Named
         assert not by_hand(torch.sin(x.requires_grad_()))
     torch.testing.assert_close(result, torch.sigmoid(x))
+
+
+def test_wrong_calls_raise() -> None:
+    x = image()
+    with override():
+        for call in (lambda: torch.relu(x, 1), lambda: x.softmax(), lambda: x.softmax(1, None, 2)):
+            with pytest.raises(TypeError):
+                call()
 
 
 def test_in_place_on_a_leaf_raises() -> None:
