@@ -1,10 +1,12 @@
-"""Elementwise formulas evaluated block by block."""
+"""Formulas evaluated block by block, so that their temporaries stay in the cache."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ._apply import may_overwrite
 from ._layout import is_channels_last
 
 # Elements of a block for each thread: a handful of float32 temporaries stays in the cache, and
@@ -12,28 +14,39 @@ from ._layout import is_channels_last
 _BLOCK = 1 << 17
 
 
-def by_blocks(
-    formula: Callable[..., Tensor], tangent: Tensor, saved: Tensor, *params: object
-) -> Tensor:
-    """Return ``formula(tangent, saved, *params)``, with temporaries that fit in the cache.
+def block_length(x: Tensor) -> int:
+    """Return how many slices of ``x`` along dim 0 make a block; all of them on an accelerator."""
+    if x.device.type != "cpu":
+        return max(len(x), 1)
+    slice_size = max(x.numel() // max(len(x), 1), 1)
+    return max(_BLOCK * torch.get_num_threads() // slice_size, 1)
+
+
+def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Evaluate an elementwise formula block by block where plain eager code runs it on CPU.
 
     A chain of eager operations on a large tensor writes each intermediate to memory, in fresh
-    pages. That costs several times the arithmetic; here only the result is written.
+    pages, which costs several times the arithmetic; by blocks only the result is written. Pays
+    where there are several temporaries.
 
     Args:
-        formula: Elementwise, of plain eager arithmetic.
-        tangent: Same shape as ``saved``; the result has its dtype.
-        saved: The op's input or output.
-        *params: Passed on.
+        formula: ``(tangent, saved, *params) -> result`` of the dtype of ``tangent``, elementwise.
     """
-    size = _BLOCK * torch.get_num_threads()
-    channels_last = is_channels_last(saved)
-    dense = saved.permute(0, 2, 3, 1) if channels_last else saved
-    if saved.device.type != "cpu" or saved.numel() <= size or not dense.is_contiguous():
-        return formula(tangent, saved, *params)
-    dense_tangent = (tangent.permute(0, 2, 3, 1) if channels_last else tangent).contiguous()
-    result = torch.empty_like(dense, dtype=tangent.dtype)
-    blocks = (x.view(-1).split(size) for x in (result, dense_tangent, dense))
-    for block, tangent_block, saved_block in zip(*blocks, strict=True):
-        block.copy_(formula(tangent_block, saved_block, *params))
-    return result.permute(0, 3, 1, 2) if channels_last else result
+
+    @functools.wraps(formula)
+    def by_blocks(tangent: Tensor, saved: Tensor, *params: object) -> Tensor:
+        channels_last = is_channels_last(saved)
+        dense = saved.permute(0, 2, 3, 1) if channels_last else saved
+        if not may_overwrite(tangent) or not dense.is_contiguous():
+            return formula(tangent, saved, *params)
+        length = block_length(dense.view(-1))
+        if saved.numel() <= length:
+            return formula(tangent, saved, *params)
+        dense_tangent = (tangent.permute(0, 2, 3, 1) if channels_last else tangent).contiguous()
+        result = torch.empty_like(dense, dtype=tangent.dtype)
+        blocks = (x.view(-1).split(length) for x in (result, dense_tangent, dense))
+        for block, tangent_block, saved_block in zip(*blocks, strict=True):
+            block.copy_(formula(tangent_block, saved_block, *params))
+        return result.permute(0, 3, 1, 2) if channels_last else result
+
+    return by_blocks

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from . import functional as F
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCELoss",
     "BCEWithLogitsLoss",
@@ -23,6 +26,11 @@ __all__ = [
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
+    "Embedding",
+    "GroupNorm",
+    "Hardsigmoid",
+    "Hardswish",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
@@ -30,6 +38,8 @@ __all__ = [
     "MaxPool2d",
     "NLLLoss",
     "ReLU",
+    "ReLU6",
+    "SiLU",
     "Sigmoid",
     "Softmax",
     "Softplus",
@@ -135,6 +145,42 @@ class AvgPool2d(nn.AvgPool2d):
         )
 
 
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """See :class:`torch.nn.AdaptiveAvgPool2d`; on ``adaptive_avg_pool2d``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(input, self.output_size)
+
+
+class LayerNorm(nn.LayerNorm):
+    """See :class:`torch.nn.LayerNorm` and :func:`manual_ops.functional.layer_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """See :class:`torch.nn.GroupNorm` and :func:`manual_ops.functional.group_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class Embedding(nn.Embedding):
+    """See :class:`torch.nn.Embedding` and :func:`manual_ops.functional.embedding`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+
+
 class Dropout(nn.Dropout):
     """See :class:`torch.nn.Dropout` and :func:`manual_ops.functional.dropout`."""
 
@@ -168,6 +214,48 @@ class Tanh(nn.Tanh):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.tanh(input)
+
+
+class ReLU6(nn.ReLU6):
+    """See :class:`torch.nn.ReLU6` and :func:`manual_ops.functional.relu6`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu6(input, self.inplace)
+
+
+class ELU(nn.ELU):
+    """See :class:`torch.nn.ELU` and :func:`manual_ops.functional.elu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.elu(input, self.alpha, self.inplace)
+
+
+class GELU(nn.GELU):
+    """See :class:`torch.nn.GELU` and :func:`manual_ops.functional.gelu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.gelu(input, approximate=self.approximate)
+
+
+class SiLU(nn.SiLU):
+    """See :class:`torch.nn.SiLU` and :func:`manual_ops.functional.silu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.silu(input, self.inplace)
+
+
+class Hardswish(nn.Hardswish):
+    """See :class:`torch.nn.Hardswish` and :func:`manual_ops.functional.hardswish`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardswish(input, self.inplace)
+
+
+class Hardsigmoid(nn.Hardsigmoid):
+    """See :class:`torch.nn.Hardsigmoid` and :func:`manual_ops.functional.hardsigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardsigmoid(input, self.inplace)
 
 
 class Softplus(nn.Softplus):

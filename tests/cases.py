@@ -533,6 +533,96 @@ def _attention() -> list[OpCase]:
     ]
 
 
+def _activations() -> list[OpCase]:
+    wide = spread(7, 8)  # both sides of the kinks at 0, 6, -3 and 3
+    return [
+        *(OpCase(op, "matrix", {"input": wide}) for op in ("relu6", "hardswish", "hardsigmoid")),
+        OpCase("relu6", "scalar", {"input": spread()}),
+        OpCase("hardswish", "image", {"input": spread(2, 2, 3, 3)}),
+        OpCase("elu", "default", {"input": spread(4, 5)}),
+        OpCase("elu", "alpha", {"input": spread(2, 3, 2), "alpha": 0.3}),
+        OpCase("elu", "negative_alpha", {"input": spread(4, 5), "alpha": -0.7}),
+        OpCase("silu", "matrix", {"input": normal(4, 5)}),
+        OpCase("silu", "image", {"input": normal(2, 3, 2, 2)}),
+        OpCase("gelu", "exact", {"input": normal(4, 5)}),
+        OpCase("gelu", "tanh", {"input": normal(4, 5), "approximate": "tanh"}),
+    ]
+
+
+def _row_norms() -> list[OpCase]:
+    layer: dict[str, dict[str, Any]] = {
+        "plain": {"weight": normal(4), "bias": normal(4)},
+        "vector": {"input": normal(4), "weight": normal(4), "bias": normal(4)},
+        "two_dims": {
+            "input": normal(2, 3, 4),
+            "normalized_shape": [3, 4],
+            "weight": normal(3, 4),
+            "bias": normal(3, 4),
+        },
+        "sequence": {"input": normal(2, 3, 4), "weight": normal(4), "bias": normal(4)},
+        "image": {"input": normal(1, 2, 3, 4), "weight": normal(4), "bias": normal(4)},
+        "no_affine": {"normalized_shape": (4,)},
+        "weight_only": {"weight": normal(4)},
+        "bias_only": {"bias": normal(4)},
+        "eps": {"weight": normal(4), "bias": normal(4), "eps": 0.1},
+    }
+    group: dict[str, dict[str, Any]] = {
+        "plain": {"weight": normal(4), "bias": normal(4)},
+        "matrix": {"input": normal(3, 4), "weight": normal(4), "bias": normal(4)},
+        "image": {"input": normal(2, 4, 2, 2), "weight": normal(4), "bias": normal(4)},
+        "one_group": {"num_groups": 1, "weight": normal(4), "bias": normal(4)},
+        "instance": {"num_groups": 4, "weight": normal(4), "bias": normal(4)},
+        "no_affine": {},
+        "weight_only": {"weight": normal(4)},
+        "bias_only": {"bias": normal(4)},
+        "eps": {"weight": normal(4), "bias": normal(4), "eps": 0.1},
+    }
+    return [
+        OpCase(op, variant, defaults | arguments)
+        for op, defaults, table in (
+            ("layer_norm", {"input": normal(3, 4), "normalized_shape": (4,)}, layer),
+            ("group_norm", {"input": normal(2, 4, 3), "num_groups": 2}, group),
+        )
+        for variant, arguments in table.items()
+    ]
+
+
+def _adaptive_pooling() -> list[OpCase]:
+    sizes = {
+        "one": 1,
+        "divides": (2, 1),
+        "overlap": 3,
+        "larger": (6, 9),
+        "same": (4, 6),
+        "keep": (None, 4),
+    }
+    return [
+        *(
+            OpCase("adaptive_avg_pool2d", name, {"input": normal(1, 2, 4, 6), "output_size": size})
+            for name, size in sizes.items()
+        ),
+        OpCase(
+            "adaptive_avg_pool2d", "unbatched", {"input": normal(2, 4, 5), "output_size": [2, 2]}
+        ),
+    ]
+
+
+def _embedding() -> list[OpCase]:
+    # No index is the padding one or occurs twice where that changes the gradient on purpose.
+    variants: dict[str, dict[str, Any]] = {
+        "vector": {"input": labels(6, classes=5)},
+        "matrix": {"input": labels(2, 3, classes=5)},
+        "scalar": {"input": given(2)},
+        "padding_idx": {"input": given([0, 2, 4, 2]), "padding_idx": 1},
+        "negative_padding_idx": {"input": given([0, 2, 3, 2]), "padding_idx": -1},
+        "scale_grad_by_freq": {"input": given([3, 0, 4]), "scale_grad_by_freq": True},
+    }
+    return [
+        OpCase("embedding", variant, arguments | {"weight": normal(5, 3)})
+        for variant, arguments in variants.items()
+    ]
+
+
 CASES: tuple[OpCase, ...] = (
     *_linear(),
     *_elementwise(),
@@ -544,6 +634,10 @@ CASES: tuple[OpCase, ...] = (
     *_pooling(),
     *_dropout(),
     *_attention(),
+    *_activations(),
+    *_row_norms(),
+    *_adaptive_pooling(),
+    *_embedding(),
 )
 
 
@@ -564,6 +658,16 @@ EMPTY_CASES: tuple[OpCase, ...] = (
         _empty(op, input=spread(0, 3))
         for op in ("relu", "leaky_relu", "sigmoid", "tanh", "log", "softplus", "dropout")
     ),
+    *(
+        _empty(op, input=spread(0, 3))
+        for op in ("relu6", "elu", "gelu", "silu", "hardswish", "hardsigmoid")
+    ),
+    _empty(
+        "layer_norm", input=normal(0, 3), normalized_shape=(3,), weight=normal(3), bias=normal(3)
+    ),
+    _empty("group_norm", input=normal(0, 4, 2), num_groups=2, weight=normal(4), bias=normal(4)),
+    _empty("adaptive_avg_pool2d", input=normal(0, 2, 5, 5), output_size=3),
+    _empty("embedding", input=labels(0, classes=5), weight=normal(5, 3)),
     *(_empty(op, input=normal(0, 3), dim=1) for op in ("softmax", "log_softmax")),
     *(
         OpCase(op, f"empty_{reduction}", {"input": normal(0, 4), "reduction": reduction} | target)

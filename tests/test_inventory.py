@@ -48,6 +48,7 @@ BUILT_IN_SIGNATURES = {
         "return_indices=False)"
     ),
     "log": "(input)",
+    "gelu": "(input, approximate='none')",
     "scaled_dot_product_attention": (
         "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, "
         "enable_gqa=False)"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
+from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # p(0)
@@ -28,6 +29,7 @@ _LINEAR = 2 * math.sqrt(2 / math.pi)  # 2 u = _LINEAR x + _CUBIC x^3
 _CUBIC = 0.044715 * _LINEAR
 
 
+@blockwise
 @accumulate_wide
 def _exact_chain(tangent: Tensor, input: Tensor) -> Tensor:
     bell = (input * input).mul_(-0.5).exp()
@@ -39,6 +41,7 @@ def _exact_chain(tangent: Tensor, input: Tensor) -> Tensor:
     return tangent * torch.addcmul(cdf, input, bell, value=_DENSITY)
 
 
+@blockwise
 @accumulate_wide
 def _tanh_chain(tangent: Tensor, input: Tensor) -> Tensor:
     square = input * input

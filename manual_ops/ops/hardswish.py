@@ -5,8 +5,7 @@ Backward:  dL/dx = dL/dy * (0 if x <= -3 else 1 if x >= 3 else x / 3 + 1 / 2)
 Tangent:   y' = x' * the same
 
 The product rule between the kinks gives (x + 3) / 6 + x / 6. At the kinks, where the slope jumps
-by 1/2, it is 0 and 1, as in torch. With the hard sigmoid h (0 below -3, 1 above 3) the slope is
-h + x / 6 between the kinks and h beyond them.
+by 1/2, it is 0 and 1, as in torch.
 Source: Howard et al., Searching for MobileNetV3 (2019), section 5.2.
 """
 
@@ -14,17 +13,17 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
+from .._blocks import blockwise
 from .._precision import accumulate_wide
-from ._gate import closed
 
 
+@blockwise
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
-    if may_overwrite(tangent):
-        between = closed(input, input.abs().ge_(3))
-        return between.mul_(1 / 6).add_(torch.nn.functional.hardsigmoid(input)).mul_(tangent)
-    between = input.masked_fill(input.abs() >= 3, 0)
-    return tangent * ((input / 6 + 0.5).clamp(0, 1) + between / 6)
+    # threshold(z, -1, -1/2) is z where z > -1, else -1/2 (torch.where: 30 times slower on CPU)
+    not_above = torch.nn.functional.threshold(input / -3, -1, -0.5).neg()  # x / 3, 1/2 from 3 on
+    slope = torch.nn.functional.threshold(not_above, -1, -0.5) + 0.5
+    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
 
 
 _hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input")

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
+from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 
+@blockwise
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     s = torch.sigmoid(input)

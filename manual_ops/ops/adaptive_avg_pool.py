@@ -1,0 +1,117 @@
+"""Average over windows that divide the input evenly into a given number of parts.
+
+Index convention: ``u`` output position of U along one dim, ``q`` input position of Q. Window u
+holds the positions from floor(u Q / U) to ceil((u + 1) Q / U) - 1, z[u] of them; windows overlap
+where U does not divide Q. Rows and columns are averaged independently.
+
+Forward:   y[u]     = sum_{q in window(u)} x[q] / z[u]
+Backward:  dL/dx[q] = sum_{u: q in window(u)} dL/dy[u] / z[u]
+Tangent:   y'[u]    = sum_{q in window(u)} x'[q] / z[u]
+
+The function is linear and backward is its transpose: position q gathers from the windows
+floor(q U / Q) to ceil((q + 1) U / Q) - 1 that hold it, by the same rule with U and Q exchanged.
+Nothing is saved. Source: He et al., Spatial Pyramid Pooling in Deep Convolutional Networks (2014),
+section 2.2.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from .._layout import is_channels_last, laid_out
+from .._precision import widen
+
+
+class _AdaptiveAvgPool2d(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, ctx.output_size = inputs
+        ctx.input_size, ctx.channels_last = input.shape[-2:], is_channels_last(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_output.numel() == 0:
+            return grad_output.new_zeros(*grad_output.shape[:-2], *ctx.input_size), None
+        wide = widen(grad_output)
+        columns = _spread(wide, -1, ctx.input_size[1])
+        grad_input = _spread(columns, -2, ctx.input_size[0]).to(grad_output.dtype)
+        return laid_out(grad_input, ctx.channels_last), None
+
+    @staticmethod
+    def jvp(ctx: Any, input_tangent: Tensor, _output_size: None) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(input_tangent, ctx.output_size)
+
+
+def _spread(grad: Tensor, dim: int, size: int) -> Tensor:
+    """Spread ``grad`` along ``dim`` (-1 or -2) over the ``size`` positions of the windows."""
+    windows = grad.shape[dim]
+    if size % windows == 0:  # equal windows that do not overlap
+        return (grad / (size // windows)).repeat_interleave(size // windows, dim)
+    first, after = _bounds(windows, size, grad.device)
+    lengths = (after - first).to(grad.dtype)
+    shares = grad / (lengths if dim == -1 else lengths[:, None])
+    # One window of zeros more, for the positions that lie in fewer windows than others. A product
+    # with a matrix of ones and zeros would turn an infinite gradient into NaN.
+    shares = torch.nn.functional.pad(shares, (0, 1) if dim == -1 else (0, 0, 0, 1))
+    first, after = _bounds(size, windows, grad.device)
+    covering = -(-windows // size) + 1  # windows that hold one position, at most
+    total = shares.index_select(dim, first)
+    for i in range(1, covering):
+        window = torch.where(first + i < after, first + i, windows)
+        total = total + shares.index_select(dim, window)
+    return total
+
+
+def _bounds(parts: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where each of ``parts`` windows over ``size`` positions starts and ends."""
+    index = torch.arange(parts, device=device)
+    return index * size // parts, -(-(index + 1) * size // parts)
+
+
+_adaptive_avg_pool2d = bind(
+    _AdaptiveAvgPool2d,
+    "input (N, C, H, W) or (C, H, W) of floating dtype with no dim of size 0 but N, output_size of "
+    "one or two non-negative integers",
+)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+    """Average to a given size; drop-in for :func:`torch.nn.functional.adaptive_avg_pool2d`.
+
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``.
+        output_size: Height and width of the output; one number for both, ``None`` to keep that of
+            the input there.
+
+    Returns:
+        ``(N, C, *output_size)``, or without N.
+
+    Raises:
+        RuntimeError: Shapes or sizes that do not fit.
+        ValueError: ``output_size`` holds as many numbers as ``input`` has dims, or more.
+        TypeError: ``output_size`` is no integer and no sequence.
+        NotImplementedError: Integer ``input``.
+    """
+    if isinstance(output_size, int):
+        sizes: tuple[int, ...] = (output_size, output_size)
+    else:
+        wanted = tuple(output_size)  # type: ignore[arg-type]
+        if len(wanted) >= input.dim():
+            raise ValueError(
+                f"adaptive_avg_pool2d: expected input of at least {len(wanted) + 1} dims for "
+                f"output_size={wanted}, got {tuple(input.shape)}"
+            )
+        kept = input.shape[input.dim() - len(wanted) :]
+        sizes = tuple(k if w is None else w for w, k in zip(wanted, kept, strict=True))
+    output: Tensor = _adaptive_avg_pool2d(input, sizes)
+    return output
