@@ -18,7 +18,7 @@ DEFAULT_MODEL: dict[DatasetName, ModelName] = {
 _DATASETS: dict[DatasetName, dict[str, Any]] = {
     "digits": {"crop_padding": 1, "flip": False, "threads": 1},
     "moons": {"threads": 1},
-    "mnist": {"validation": 0.05, "augment": True, "crop_padding": 2, "flip": False},
+    "mnist": {"validation": 0.05, "augment": True, "crop_padding": 1, "flip": False},
     "fashion-mnist": {"validation": 0.05, "augment": True, "crop_padding": 2},
     "cifar10": {"validation": 0.05, "augment": True},
     "cifar100": {"validation": 0.05, "augment": True},
@@ -38,8 +38,14 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
 _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
     ("digits", "fashion-cnn"): {"epochs": 20, "batch_size": 64, "augment": True},
     ("moons", "mlp"): {"hidden": (32, 32), "epochs": 30, "batch_size": 32, "lr": 0.01},
-    ("mnist", "mlp"): {"activation": "sigmoid", "epochs": 12, "lr": 0.005},
-    ("mnist", "mnist-cnn"): {"epochs": 8, "batch_size": 64, "crop_padding": 1, "select": "last"},
+    ("mnist", "mlp"): {
+        "activation": "sigmoid",
+        "augment": True,
+        "epochs": 12,
+        "lr": 0.005,
+        "select": "last",
+    },
+    ("mnist", "mnist-cnn"): {"epochs": 8, "batch_size": 64, "select": "last"},
     ("cifar10", "mlp"): {
         "hidden": (1000, 500, 200, 100, 100),
         "activation": "leaky_relu",
