@@ -37,7 +37,8 @@ def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def by_blocks(tangent: Tensor, saved: Tensor, *params: object) -> Tensor:
         channels_last = is_channels_last(saved)
         dense = saved.permute(0, 2, 3, 1) if channels_last else saved
-        if not may_overwrite(tangent) or not dense.is_contiguous():
+        same_layout = dense.is_contiguous() and not (channels_last and tangent.is_contiguous())
+        if not may_overwrite(tangent) or not same_layout:
             return formula(tangent, saved, *params)
         length = block_length(dense.view(-1))
         if saved.numel() <= length:

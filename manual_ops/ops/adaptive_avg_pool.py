@@ -36,7 +36,9 @@ class _AdaptiveAvgPool2d(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, ctx.output_size = inputs
-        ctx.input_size, ctx.channels_last = input.shape[-2:], is_channels_last(input)
+        ctx.input_size = input.shape[-2:]
+        # The gradient of one mean over all positions is contiguous, as in torch.
+        ctx.channels_last = is_channels_last(input) and ctx.output_size != (1, 1)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ Linear Units (2016), section 3.
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
@@ -25,7 +25,7 @@ def _chain(tangent: Tensor, input: Tensor, alpha: float) -> Tensor:
     slope = input.clamp(max=0).exp()
     if alpha != 1:
         slope = slope * torch.nn.functional.threshold(input.sign(), 0, alpha)
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return tangent * slope
 
 
 _elu = bind_pointwise(torch.nn.functional.elu, _chain, save="input")

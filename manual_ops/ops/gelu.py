@@ -36,8 +36,8 @@ def _exact_chain(tangent: Tensor, input: Tensor) -> Tensor:
     if may_overwrite(tangent):
         # P as y / x: the kernel of y is 4 times faster than torch.erf, see benchmarks
         cdf = torch.nn.functional.gelu(input).div_(input).nan_to_num_(0.5)  # 0 / 0
-        return cdf.addcmul_(input, bell, value=_DENSITY).mul_(tangent)
-    cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
+    else:
+        cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
     return tangent * torch.addcmul(cdf, input, bell, value=_DENSITY)
 
 
@@ -48,7 +48,7 @@ def _tanh_chain(tangent: Tensor, input: Tensor) -> Tensor:
     s = torch.sigmoid((square * _CUBIC).add_(_LINEAR) * input)
     rate = (square * (3 * _CUBIC)).add_(_LINEAR) * input  # x d(2 u)/dx
     slope = torch.addcmul(s, s, torch.addcmul(rate, rate, s, value=-1))
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return tangent * slope
 
 
 _CHAINS = {"none": _exact_chain, "tanh": _tanh_chain}

@@ -25,7 +25,19 @@ def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     return (tangent / 6).masked_fill(~(magnitude < 3), 0)
 
 
-_hardsigmoid = bind_pointwise(torch.nn.functional.hardsigmoid, _chain, save="input")
+@accumulate_wide
+def _formula(input: Tensor) -> Tensor:
+    return torch.nn.functional.relu6(input + 3) / 6
+
+
+def _forward(input: Tensor) -> Tensor:
+    # Inside compiled torch.func transforms PyTorch differentiates this; it cannot the fused kernel.
+    if torch.compiler.is_compiling():
+        return _formula(input)
+    return torch.nn.functional.hardsigmoid(input)
+
+
+_hardsigmoid = bind_pointwise(_forward, _chain, save="input")
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ Source: Howard et al., Searching for MobileNetV3 (2019), section 5.2.
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
@@ -23,7 +23,7 @@ def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     # threshold(z, -1, -1/2) is z where z > -1, else -1/2 (torch.where: 30 times slower on CPU)
     not_above = torch.nn.functional.threshold(input / -3, -1, -0.5).neg()  # x / 3, 1/2 from 3 on
     slope = torch.nn.functional.threshold(not_above, -1, -0.5) + 0.5
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return tangent * slope
 
 
 _hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input")

@@ -12,7 +12,7 @@ Gaussian Error Linear Units (2016).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
@@ -22,7 +22,7 @@ from .._precision import accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     s = torch.sigmoid(input)
     slope = torch.addcmul(s, s, torch.addcmul(input, input, s, value=-1))
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return tangent * slope
 
 
 _silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input")

@@ -164,7 +164,7 @@ def test_batch_norm_far_from_zero(device: str) -> None:
         assert ours < 10 * theirs
 
 
-@cases_for()
+@cases_for("autocast")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(case: OpCase, dtype: torch.dtype) -> None:
     """Output and gradient dtypes under autocast, from inputs already low and not yet low."""
