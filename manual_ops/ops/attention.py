@@ -79,7 +79,8 @@ class _Attention(Function):
                 scale=scale,
                 enable_gqa=key.shape[1] != query.shape[1],
             )
-        p, attends = _probabilities(query, key, attn_mask, is_causal, scale)
+        bias, attends = _additive(attn_mask)
+        p = _probabilities(query, key, bias, is_causal, scale)
         weights = _product(p, _dropout_factor(kept, dropout_p, p.dtype), attends)
         output = (weights @ widen(value)).to(query.dtype)
         return (output, weights.to(query.dtype)) if need_weights else output
@@ -104,14 +105,17 @@ class _Attention(Function):
             value = grad_output.new_empty(()).expand(*key.shape[:3], grad_output.shape[-1])
         if value is None or not cotangents:
             return (None,) * 9
-        operands = (query, key, value, attn_mask, kept, grad_output, grad_weights)
+        masks = (*_additive(attn_mask), kept)
+        operands = (query, key, value, *masks, grad_output, grad_weights)
         by_blocks = all(map(may_overwrite, cotangents))
         gradients_of = _gradients_by_blocks if by_blocks else _gradients
         gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
         return (
             *(
-                None if gradient is None else gradient.to(operand.dtype)
-                for gradient, operand in zip(gradients, operands, strict=False)
+                None if gradient is None else gradient.to(argument.dtype)
+                for gradient, argument in zip(
+                    gradients, (query, key, value, attn_mask), strict=True
+                )
             ),
             *(None for _ in range(5)),
         )
@@ -127,7 +131,8 @@ class _Attention(Function):
     ) -> Any:
         query, key, value, attn_mask, kept = ctx.saved_tensors
         dropout_p, is_causal, scale = ctx.settings
-        p, attends = _probabilities(query, key, attn_mask, is_causal, scale)
+        bias, attends = _additive(attn_mask)
+        p = _probabilities(query, key, bias, is_causal, scale)
         factors = (_dropout_factor(kept, dropout_p, p.dtype), attends)
         scores_tangent: Any = 0 if mask_tangent is None else mask_tangent
         if query_tangent is not None:
@@ -144,7 +149,8 @@ class _Attention(Function):
         return output_tangent
 
 
-Operands = Sequence[Any]  # q, k, v, mask, kept, gradients of output and of weights
+# query, key, value, bias, attends, kept, gradients of output and of weights
+Operands = Sequence[Any]
 Gradients = list[Tensor | None]  # of query, key, value and mask, summed in float32 or wider
 Settings = Sequence[Any]  # dropout_p, is_causal, scale
 
@@ -157,10 +163,10 @@ def _gradients(
     ``first_query`` is the position of the first query in the whole, for the causal mask.
     """
     widened: list[Any] = [None if operand is None else widen(operand) for operand in operands]
-    query, key, value, attn_mask, kept, grad_output, grad_weights = widened
+    query, key, value, bias, attends, kept, grad_output, grad_weights = widened
     dropout_p, is_causal, scale = settings
     needs_query, needs_key, needs_value, needs_mask = needs
-    p, attends = _probabilities(query, key, attn_mask, is_causal, scale, first_query)
+    p = _probabilities(query, key, bias, is_causal, scale, first_query)
     keep = _dropout_factor(kept, dropout_p, p.dtype)
     grad_query = grad_key = grad_value = grad_scores = None
     if grad_output is not None:
@@ -194,7 +200,7 @@ def _gradients_by_blocks(
     for sample, head, row, column in _blocks(query, key, is_causal):
         by_query, by_key = (sample, head, row), (sample, head, column)
         by_both = (sample, head, row, column)
-        indices = (by_query, by_key, by_key, by_both, by_both, by_query, by_both)
+        indices = (by_query, by_key, by_key, *[by_both] * 3, by_query, by_both)
         parts = [
             None if operand is None else _part(operand, index)
             for operand, index in zip(operands, indices, strict=True)
@@ -227,32 +233,37 @@ def _part(tensor: Tensor, index: tuple[slice, ...]) -> Tensor:
     return tensor[tuple(slice(None) if size == 1 else cut for size, cut in sizes)]
 
 
+def _additive(attn_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask as numbers to add to the scores, and which queries attend to any key.
+
+    Where a query attends to none, softmax would be 0 / 0: there the mask is 0, and the second
+    result, ``(..., L, 1)``, is 0, to multiply the weights by.
+    """
+    if attn_mask is None:
+        return None, None
+    if attn_mask.dtype == torch.bool:
+        attends = attn_mask.any(-1, keepdim=True)
+        bias = torch.zeros_like(attn_mask, dtype=torch.float32)
+        return bias.masked_fill(attn_mask ^ attends, -math.inf), attends.float()
+    attends = ~attn_mask.isneginf().all(-1, keepdim=True)
+    return widen(attn_mask).masked_fill(~attends, 0), attends.float()
+
+
 def _probabilities(
     query: Tensor,
     key: Tensor,
-    attn_mask: Tensor | None,
+    bias: Tensor | None,
     is_causal: bool,
     scale: float,
     first_query: int = 0,
-) -> tuple[Tensor, Tensor | None]:
-    """Return P, and 1 for each query that may attend to some key, else 0 (None: all may)."""
+) -> Tensor:
     scores = (widen(query) * scale) @ widen(key).mT
-    bias = attends = None
     if is_causal:
         forbidden = torch.full(
             scores.shape[-2:], -math.inf, dtype=scores.dtype, device=scores.device
         )
         bias = forbidden.triu(first_query + 1)
-    elif attn_mask is not None:
-        # Where nothing may be attended to, softmax would be 0 / 0: let all be, and multiply by 0.
-        if attn_mask.dtype == torch.bool:
-            attends = attn_mask.any(-1, keepdim=True)
-            bias = (attn_mask | ~attends).to(scores.dtype).log()
-        else:
-            attends = ~attn_mask.isneginf().all(-1, keepdim=True)
-            bias = attn_mask.masked_fill(~attends, 0)
-        attends = attends.to(scores.dtype)
-    return torch.softmax(scores if bias is None else scores + bias, -1), attends
+    return torch.softmax(scores if bias is None else scores + bias, -1)
 
 
 def _times_jacobian(vector: Tensor, p: Tensor) -> Tensor:
@@ -413,41 +424,41 @@ def _check(
     is_causal: bool,
     enable_gqa: bool,
 ) -> None:
-    shapes = ", ".join(
-        f"{name} {tuple(tensor.shape)} {tensor.dtype}"
-        for name, tensor in (("query", query), ("key", key), ("value", value))
-    )
-    if min(tensor.dim() for tensor in (query, key, value)) < 2:
-        raise RuntimeError(f"Expected query, key and value of at least 2 dims, but got {shapes}")
-    if key.shape[-1] != query.shape[-1]:
-        raise RuntimeError(f"Expected as many features in key as in query, but got {shapes}")
-    if value.shape[-2] != key.shape[-2]:
-        raise RuntimeError(f"Expected as many positions in value as in key, but got {shapes}")
-    try:
-        torch.broadcast_shapes(
-            *(tensor.shape[: -3 if enable_gqa else -2] for tensor in (query, key, value))
-        )
-    except RuntimeError as error:
-        raise RuntimeError(f"Expected batch dims that broadcast, but got {shapes}") from error
-    if not query.dtype == key.dtype == value.dtype:
-        raise RuntimeError(f"Expected query, key and value to have one dtype, but got {shapes}")
-    if attn_mask is not None and is_causal:
-        raise RuntimeError("Expected attn_mask to be None where is_causal is True")
-    if attn_mask is not None and attn_mask.dtype not in (torch.bool, torch.float, query.dtype):
-        raise RuntimeError(
-            f"Expected attn_mask of dtype bool, float32 or that of query ({query.dtype}), "
-            f"but got {attn_mask.dtype}"
-        )
+    expected = _unmet_by_tensors(query, key, value, enable_gqa)
+    if attn_mask is not None:
+        if is_causal:
+            expected = "no attn_mask beside is_causal"
+        elif attn_mask.dtype not in (torch.bool, torch.float, query.dtype):
+            expected = "attn_mask of dtype bool, float32 or that of query"
     if not 0 <= dropout_p <= 1:
-        raise RuntimeError(f"dropout_p has to be between 0 and 1, but got {dropout_p}")
-    if enable_gqa:
-        _check_groups(query, key, value)
-
-
-def _check_groups(query: Tensor, key: Tensor, value: Tensor) -> None:
-    heads, *shared = (tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (query, key, value))
-    if shared[0] != shared[1] or heads % max(shared[0], 1):
+        expected = "dropout_p between 0 and 1"
+    if expected:
+        tensors = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
+        found = [
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
         raise RuntimeError(
-            "Expected as many heads in key as in value, and a multiple in query, but got "
-            f"{shared[0]}, {shared[1]} and {heads}"
+            f"Expected {expected}, but got {', '.join(found)}, {dropout_p=}, {is_causal=}"
         )
+
+
+def _unmet_by_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> str:
+    if min(query.dim(), key.dim(), value.dim()) < 2:
+        return "query, key and value of at least 2 dims"
+    if key.shape[-1] != query.shape[-1]:
+        return "as many features in key as in query"
+    if value.shape[-2] != key.shape[-2]:
+        return "as many positions in value as in key"
+    if not query.dtype == key.dtype == value.dtype:
+        return "query, key and value of one dtype"
+    tensors = (query, key, value)
+    try:
+        torch.broadcast_shapes(*(t.shape[: -3 if enable_gqa else -2] for t in tensors))
+    except RuntimeError:
+        return "batch dims that broadcast"
+    heads, key_heads, value_heads = (t.shape[-3] if t.dim() > 2 else 1 for t in tensors)
+    if enable_gqa and (key_heads != value_heads or heads % max(key_heads, 1)):
+        return "as many heads in key as in value, a divisor of those of query"
+    return ""
