@@ -175,8 +175,7 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            # In one go: formulas that work in place measured slower block by block (relu 1.8 times
-            # torch.nn instead of 1.6, sigmoid 2.1 instead of 1.7, 64 x 64 x 32 x 32).
+            # In one go: block by block, for the cache's sake, measured slower.
             return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod

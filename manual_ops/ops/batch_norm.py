@@ -77,32 +77,23 @@ class _TrainingBatchNorm(Function):
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_input = grad_weight = grad_bias = None
         g = None if grad_output is None else widen(grad_output)
-        if g is not None and (needs_input or needs_bias):
-            grad_bias = g.sum(_over_positions(g))
         if needs_input or needs_weight:
             centred = widen(input) - _per_channel(mean, input)
+        if g is not None and (needs_input or needs_bias):
+            grad_bias = g.sum(_over_positions(g))
         if g is not None and (needs_input or needs_weight):
             grad_weight = (g * centred).sum(_over_positions(g)) * rstd
         if needs_input:
-            # dL/dx = scale g + slope (x - m) + shift
-            n, slope, shift = _positions(input), torch.zeros_like(mean), torch.zeros_like(mean)
+            # dL/dx = scale g + slope (x - m) + shift, each of the three a number per channel
+            n = _positions(input)
+            slope = torch.zeros_like(rstd) if grad_rstd is None else -grad_rstd * rstd**3 / n
+            shift = torch.zeros_like(mean) if grad_mean is None else grad_mean / n
+            scale = None
             if g is not None:
                 scale = rstd if weight is None else rstd * weight
-                slope, shift = -scale * rstd * grad_weight / n, -scale * grad_bias / n
-            if grad_rstd is not None:
-                slope = slope - grad_rstd * rstd**3 / n
-            if grad_mean is not None:
-                shift = shift + grad_mean / n
-            slope, shift = _per_channel(slope, input), _per_channel(shift, input)
-            if g is None:
-                grad_input = torch.addcmul(shift, centred, slope)
-            elif may_overwrite(g):
-                grad_input = torch.addcmul(shift, centred, slope, out=centred)
-                grad_input.addcmul_(g, _per_channel(scale, input))
-            else:
-                grad_input = torch.addcmul(shift, centred, slope)
-                grad_input = torch.addcmul(grad_input, g, _per_channel(scale, input))
-            grad_input = grad_input.to(input.dtype)
+                slope = slope - scale * rstd * grad_weight / n
+                shift = shift - scale * grad_bias / n
+            grad_input = _combined(scale, g, slope, centred, shift).to(input.dtype)
         return (
             grad_input,
             grad_weight if needs_weight else None,
@@ -229,6 +220,19 @@ def _fused_evaluation(
     )
 
 
+def _combined(
+    scale: Tensor | None, g: Tensor | None, slope: Tensor, centred: Tensor, shift: Tensor
+) -> Tensor:
+    """Return scale g + slope centred + shift, in place of ``centred`` where that is allowed."""
+    slope, shift = _per_channel(slope, centred), _per_channel(shift, centred)
+    if g is None or scale is None:
+        return torch.addcmul(shift, centred, slope)
+    scale = _per_channel(scale, centred)
+    if may_overwrite(g):
+        return torch.addcmul(shift, centred, slope, out=centred).addcmul_(g, scale)
+    return torch.addcmul(torch.addcmul(shift, centred, slope), g, scale)
+
+
 def _over_positions(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
@@ -301,7 +305,7 @@ def batch_norm(
     # Outside the Function: an in-place change inside it would be hidden from autograd.
     for running, batch in ((running_mean, mean), (running_var, unbiased_variance)):
         if running is not None:
-            running.mul_(1 - momentum).add_(batch.detach(), alpha=momentum)
+            running.lerp_(batch.detach().to(running.dtype), momentum)
     return output
 
 

@@ -1,0 +1,103 @@
+"""Time the weight gradient of convolutions, alone, against ATen's kernel and the literal formula.
+
+python -m benchmarks.conv_weight_gradient
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import compare
+from manual_ops.ops._conv_weight_gradient import weight_gradient
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: the shapes of input and weight, stride, padding and groups."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: int = 1
+    padding: int = 1
+    groups: int = 1
+
+
+CASES = [
+    Case((64, 64, 16, 16), (128, 64, 3, 3)),
+    Case((64, 256, 8, 8), (256, 256, 3, 3)),
+    Case((64, 512, 4, 4), (512, 512, 3, 3)),
+    Case((32, 64, 32, 32), (128, 64, 3, 3), stride=2),
+    Case((128, 16, 14, 14), (16, 16, 5, 5), padding=2),
+    Case((128, 3, 32, 32), (16, 3, 3, 3)),
+    Case((64, 3, 32, 32), (64, 3, 3, 3)),
+    Case((128, 1, 28, 28), (16, 1, 5, 5), padding=2),
+    Case((64, 64, 16, 16), (64, 1, 3, 3), groups=64),
+    Case((64, 32, 1024), (64, 32, 5), padding=2),
+]
+
+
+def _literal(
+    grad_output: Tensor, input: Tensor, case: Case, geometry: tuple[tuple[int, ...], ...]
+) -> Tensor:
+    """Convolve x with dL/dy as kernel; see ``_conv_weight_gradient``."""
+    stride, padding, dilation = geometry
+    in_channels, kernel = case.weight[1], case.weight[2:]
+    as_input = input.unflatten(1, (case.groups, in_channels)).movedim((2, 1), (0, 1)).flatten(1, 2)
+    as_kernel = grad_output.transpose(0, 1)
+    none = (0,) * len(stride)
+    gradient = torch.convolution(
+        as_input, as_kernel, None, dilation, padding, stride, False, none, case.groups
+    )
+    for dim, k in enumerate(kernel, start=2):
+        gradient = gradient.narrow(dim, 0, k)
+    return gradient.transpose(0, 1)
+
+
+def measure(case: Case, seconds: float) -> tuple[float, float]:
+    """Return the time of ours and of the literal formula, over ATen's."""
+    dims = len(case.weight) - 2
+    none = [0] * dims
+    geometry = tuple((n,) * dims for n in (case.stride, case.padding, 1))
+    input, weight = torch.randn(case.input), torch.randn(case.weight)
+    output = torch.convolution(input, weight, None, *geometry, False, none, case.groups)
+    grad_output = torch.randn_like(output)
+
+    def theirs() -> Tensor:
+        which = (False, True, False)
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            grad_output, input, weight, none, *geometry, False, none, case.groups, which
+        )
+        return gradient
+
+    def ours() -> Tensor:
+        return weight_gradient(grad_output, input, weight.shape, *geometry, case.groups)
+
+    def literally() -> Tensor:
+        return _literal(grad_output, input, case, geometry)
+
+    for gradient in (ours(), literally()):
+        torch.testing.assert_close(gradient, theirs(), rtol=1e-3, atol=1e-2)
+    return compare(ours, theirs, seconds).ratio, compare(literally, theirs, seconds).ratio
+
+
+def main() -> None:
+    """Print one line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each comparison")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{'input':20} {'weight':18} {'stride':>6} {'groups':>6} {'ours':>7} {'literally':>10}")
+    for case in CASES:
+        ours, literally = measure(case, args.seconds)
+        print(
+            f"{'x'.join(map(str, case.input)):20} {'x'.join(map(str, case.weight)):18} "
+            f"{case.stride:6} {case.groups:6} {ours:7.2f} {literally:10.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
