@@ -28,9 +28,9 @@ def override() -> AbstractContextManager[Any]:
 
     Left to torch: calls with ``out=``, which autograd refuses anyway; tensor subclasses with a
     ``__torch_function__`` of their own; what a function of torch calls inside itself
-    (``F.gumbel_softmax``); in compiled code also ``F.sigmoid``, ``F.tanh`` and in-place functions
-    like ``F.relu_``, which Dynamo does not offer to function modes (``torch.sigmoid`` and
-    ``x.relu_()`` it does).
+    (``F.gumbel_softmax``); in compiled code also what ``torch.overrides`` does not list as
+    overridable: ``F.sigmoid``, ``F.tanh`` (but ``torch.sigmoid`` it does), ``F.hardsigmoid``,
+    ``F.hardswish``, ``F.relu_`` and the like (but ``x.relu_()``). There, convert the layer.
 
     An activation checkpoint computes its segment again during backward, when this context is long
     left. Enter it inside the segment; one that does not is left to torch both times.

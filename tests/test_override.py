@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    get_overridable_functions,
+)
 from torch.utils.checkpoint import checkpoint
 
 from manual_ops import functional, override
@@ -174,20 +178,27 @@ class Recorder:
         return any("autograd_function_apply" in str(node.target) for node in nodes)
 
 
-# Torch lists them as not overridable (torch.overrides.get_ignored_functions), and Dynamo goes by
-# the list: deprecated aliases and in-place functions. Eagerly their inner calls are covered.
-NOT_OFFERED_BY_DYNAMO = ("F.sigmoid", "F.relu_", "F.leaky_relu_")
+def offered_by_dynamo(values: dict[str, Any], function: Callable[[str], Any]) -> list[Any]:
+    """Expect failure for what torch does not list as overridable, which Dynamo goes by.
+
+    These are deprecated aliases, in-place functions and some others. Eagerly the function, or
+    what it calls, is covered.
+    """
+    offered = {f for functions in get_overridable_functions().values() for f in functions}
+    fails = pytest.mark.xfail(raises=AssertionError, reason="not in get_overridable_functions()")
+    return [
+        pytest.param(value, id=name, marks=() if function(name) in {*offered, None} else fails)
+        for name, value in values.items()
+    ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(raises=AssertionError, reason="upstream"))
-        if name in NOT_OFFERED_BY_DYNAMO
-        else name
-        for name in SPELLINGS
-    ],
-)
+def named(spelling: str) -> Any:
+    """The function of a spelling like ``"F.relu_"``; None for those described otherwise."""
+    module, _, name = spelling.partition(".")
+    return getattr(F, name, None) if module == "F" else None
+
+
+@pytest.mark.parametrize("name", offered_by_dynamo({name: name for name in SPELLINGS}, named))
 @pytest.mark.usefixtures("fresh_compiler")
 def test_spelling_compiled_in_the_context(name: str) -> None:
     spelled, meant = SPELLINGS[name]
@@ -200,17 +211,10 @@ def test_spelling_compiled_in_the_context(name: str) -> None:
     assert not recorder.by_hand()
 
 
-def one_case_each() -> list[Any]:
-    """The first case of every op; expected to fail where Dynamo does not offer the function."""
-    first_cases = {case.op: case for case in reversed(CASES)}
-    ignored = pytest.mark.xfail(raises=AssertionError, reason="upstream")
-    return [
-        pytest.param(case, id=op, marks=ignored if op in ("sigmoid", "tanh") else ())
-        for op, case in first_cases.items()
-    ]
+FIRST_CASES = {case.op: case for case in reversed(CASES)}
 
 
-@pytest.mark.parametrize("case", one_case_each())
+@pytest.mark.parametrize("case", offered_by_dynamo(FIRST_CASES, torchs))
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_in_the_context(case: OpCase) -> None:
     recorder, arguments = Recorder(), case.sample()
