@@ -73,18 +73,18 @@ def fashion_cnn(
     batch_norm: bool = True,
     dropout: float = 0.1,
 ) -> Module:
-    """Build three blocks of ``conv 3x3 - max-pool 2 - [batch norm] - relu - [dropout]``.
+    """Build three blocks of ``conv 3x3 - max-pool 2 - [batch norm] - relu``, then an mlp.
 
-    The blocks have 24, 48 and 96 channels; a hidden layer of 128 and a linear layer follow.
-    Max-pooling comes before relu, with which it commutes, and before batch norm, so that both
-    work on a quarter of the pixels.
+    The blocks have 24, 48 and 96 channels, the mlp a hidden layer of 128. Max-pooling comes
+    before relu, with which it commutes, and before batch norm, so that both work on a quarter of
+    the pixels.
 
     Args:
         layers: Namespace of the layers, ``manual_ops.nn`` or ``torch.nn``.
         input_shape: ``(channels, height, width)`` of an image, at least 8x8.
         num_classes: Number of logits.
         batch_norm: Whether to normalise after each convolution.
-        dropout: Probability of zeroing an activation after a block and in the hidden layer.
+        dropout: Probability of zeroing an input of the mlp, or of its output layer.
     """
     channels, height, width = image_shape("fashion-cnn", input_shape, smallest=8)
     modules: OrderedDict[str, Module] = OrderedDict()
@@ -94,14 +94,14 @@ def fashion_cnn(
         if batch_norm:
             modules[f"norm{i}"] = layers.BatchNorm2d(size)
         modules[f"relu{i}"] = layers.ReLU()
-        if dropout:
-            modules[f"dropout{i}"] = layers.Dropout(dropout)
         channels = size
     modules["flatten"] = layers.Flatten()
+    if dropout:
+        modules["dropout1"] = layers.Dropout(dropout)
     modules["linear"] = layers.Linear(channels * (height // 8) * (width // 8), 128)
     modules["relu4"] = layers.ReLU()
     if dropout:
-        modules["dropout4"] = layers.Dropout(dropout)
+        modules["dropout2"] = layers.Dropout(dropout)
     modules["output"] = layers.Linear(128, num_classes)
     model: Module = layers.Sequential(modules)
     return model

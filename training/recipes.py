@@ -19,7 +19,7 @@ _DATASETS: dict[DatasetName, dict[str, Any]] = {
     "digits": {"crop_padding": 1, "flip": False, "threads": 1},
     "moons": {"threads": 1},
     "mnist": {"validation": 0.05, "augment": True, "crop_padding": 1, "flip": False},
-    "fashion-mnist": {"validation": 0.05, "augment": True, "crop_padding": 2},
+    "fashion-mnist": {"validation": 0.05, "augment": True, "crop_padding": 1},
     "cifar10": {"validation": 0.05, "augment": True},
     "cifar100": {"validation": 0.05, "augment": True},
     "folder": {"validation": 0.05, "augment": True},
@@ -30,7 +30,7 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
     "mlp": {"hidden": (300,), "augment": False},
     "mnist-cnn": {"lr": 0.01},
     "cifar-cnn": {"epochs": 24, "lr": 0.004},
-    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "epochs": 12, "lr": 0.005},
+    "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "epochs": 20, "lr": 0.005},
     "vgg": {"batch_norm": True, "epochs": 30, "lr": 0.002, "weight_decay": 0.05},
 }
 
