@@ -305,7 +305,7 @@ def batch_norm(
     # Outside the Function: an in-place change inside it would be hidden from autograd.
     for running, batch in ((running_mean, mean), (running_var, unbiased_variance)):
         if running is not None:
-            running.lerp_(batch.detach().to(running.dtype), momentum)
+            running.add_(batch.detach() - running, alpha=momentum)
     return output
 
 
