@@ -288,6 +288,95 @@ def _attention() -> list[BadCall]:
     ]
 
 
+def _activations() -> list[BadCall]:
+    ops = ("relu6", "elu", "gelu", "silu", "hardswish", "hardsigmoid")
+    return [
+        *(BadCall(op, "no_tensor", {"input": [1.0]}, ("input", "tensor", "list")) for op in ops),
+        *(
+            BadCall(op, "integer", {"input": indices(1, 2)}, ("input", "float", "int64"))
+            for op in ops
+            if op != "relu6"  # which takes integers
+        ),
+        BadCall(
+            "gelu",
+            "approximate",
+            {"input": zeros(2), "approximate": "erf"},
+            ("approximate", "none", "tanh", "erf"),
+        ),
+    ]
+
+
+def _row_norms() -> list[BadCall]:
+    rows, x = zeros(2, 3), zeros(2, 4, 3)
+    integers = torch.zeros(2, 4, dtype=torch.long)
+    return [
+        *(
+            BadCall("layer_norm", mistake, {"input": rows, "normalized_shape": (3,)} | a, mentions)
+            for mistake, a, mentions in (
+                ("shape", {"normalized_shape": (4,)}, ("input", "normalized_shape", "2, 3", "4")),
+                ("no_dims", {"normalized_shape": ()}, ("normalized_shape", "one")),
+                ("one_int", {"normalized_shape": 3}, ("int",)),
+                ("weight", {"weight": zeros(4)}, ("weight", "3", "4")),
+                ("bias", {"bias": zeros(1, 3)}, ("bias", "1, 3", "(3,)")),
+                ("integer", {"input": integers, "normalized_shape": (4,)}, ("input", "int64")),
+            )
+        ),
+        *(
+            BadCall("group_norm", mistake, {"input": x, "num_groups": 2} | a, mentions)
+            for mistake, a, mentions in (
+                ("groups", {"num_groups": 3}, ("num_groups", "3", "4")),
+                ("negative_groups", {"num_groups": -2}, ("num_groups", "-2")),
+                ("no_groups", {"num_groups": 0}, ()),
+                ("vector", {"input": zeros(4)}, ("input", "2", "(4,)")),
+                ("one_value", {"input": zeros(1, 2)}, ("input", "1", "1, 2")),
+                ("weight", {"weight": zeros(3)}, ("weight", "4", "3")),
+                ("bias", {"weight": zeros(4), "bias": zeros(5)}, ("bias", "4", "5")),
+                ("integer", {"input": integers}, ("input", "int64")),
+            )
+        ),
+    ]
+
+
+def _adaptive_pooling() -> list[BadCall]:
+    return [
+        BadCall(
+            "adaptive_avg_pool2d",
+            mistake,
+            {"input": zeros(1, 1, 4, 4), "output_size": 2} | a,
+            words,
+        )
+        for mistake, a, words in (
+            ("three_sizes", {"output_size": (2, 2, 2)}, ("output_size", "2")),
+            ("one_size", {"output_size": (2,)}, ("output_size", "2")),
+            ("four_sizes", {"output_size": (2,) * 4}, ("input", "output_size", "5")),
+            ("negative_size", {"output_size": -1}, ("output_size", "-1")),
+            ("matrix", {"input": zeros(4, 4), "output_size": 2}, ("input", "3D", "4D", "4, 4")),
+            ("no_row", {"input": zeros(1, 1, 0, 4)}, ("input", "1, 1, 0, 4")),
+            ("name", {"output_size": "22"}, ("output_size", "str")),
+            (
+                "integer",
+                {"input": torch.zeros(1, 1, 4, 4, dtype=torch.long)},
+                ("input", "floating", "int64"),
+            ),
+        )
+    ]
+
+
+def _embedding() -> list[BadCall]:
+    return [
+        BadCall("embedding", mistake, {"input": indices(1, 2), "weight": ones(5, 3)} | a, words)
+        for mistake, a, words in (
+            ("index_high", {"input": indices(1, 7)}, ("indices", "weight", "5, 3")),
+            ("index_negative", {"input": indices(-1)}, ("indices", "weight", "5, 3")),
+            ("float", {"input": ones(2)}, ("indices", "int64", "float")),
+            ("no_tensor", {"input": [1]}, ("indices", "tensor", "list")),
+            ("vector", {"weight": ones(5)}, ("weight", "2-d")),
+            ("padding_idx_high", {"padding_idx": 5}, ("padding_idx", "5")),
+            ("padding_idx_low", {"padding_idx": -6}, ("padding_idx", "-6", "5")),
+        )
+    ]
+
+
 BAD_CALLS: tuple[BadCall, ...] = (
     *_elementwise(),
     *_linear(),
@@ -297,4 +386,8 @@ BAD_CALLS: tuple[BadCall, ...] = (
     *_convolutions(),
     *_pooling(),
     *_attention(),
+    *_activations(),
+    *_row_norms(),
+    *_adaptive_pooling(),
+    *_embedding(),
 )

@@ -29,6 +29,31 @@ def test_leaky_relu_has_the_negative_slope_at_0(slope: float) -> None:
     torch.testing.assert_close(gradient(F.leaky_relu(x, slope), x), torch.full((2,), slope))
 
 
+KINKS = {
+    "relu6": {-0.0: 0, 0.0: 0, 6.0: 0},
+    "hardsigmoid": {-3.0: 0, 3.0: 0},
+    "hardswish": {-3.0: 0, 3.0: 1},
+    "elu": {0.0: 1},
+}
+
+
+@pytest.mark.parametrize("op", KINKS)
+def test_slope_at_the_kinks(op: str) -> None:
+    """As documented, and as torch.nn has it; also in forward mode."""
+    x = torch.tensor(list(KINKS[op]), requires_grad=True)
+    expected = torch.tensor(list(KINKS[op].values()), dtype=x.dtype)
+    assert torch.equal(gradient(getattr(F, op)(x), x), expected)
+    assert torch.equal(gradient(getattr(torch_functional, op)(x), x), expected)
+    tangent = torch.func.jvp(getattr(F, op), (x.detach(),), (torch.ones_like(x),))[1]
+    assert torch.equal(tangent, expected)
+
+
+@pytest.mark.parametrize("op", ["elu", "hardswish"])
+def test_gradient_at_nan_is_nan(op: str) -> None:
+    x = torch.tensor([nan], requires_grad=True)
+    assert gradient(getattr(F, op)(x), x).isnan().all()
+
+
 def test_softplus_is_linear_above_the_threshold_only() -> None:
     x = torch.tensor([2.0, 2.0001], dtype=torch.float64, requires_grad=True)
     at, above = gradient(F.softplus(x, beta=1, threshold=2), x).tolist()
@@ -55,12 +80,17 @@ def test_max_pool_takes_nan_for_the_maximum() -> None:
 
 @pytest.mark.parametrize(
     "op",
-    ["relu", "leaky_relu", "sigmoid", "tanh", "softplus", "log"],
+    [
+        *("relu", "leaky_relu", "sigmoid", "tanh", "softplus", "log"),
+        *("relu6", "elu", "gelu", "silu", "hardswish", "hardsigmoid"),
+    ],
 )
 @pytest.mark.parametrize("grad_output", [1.0, 0.0, inf, nan], ids=str)
 def test_elementwise_at_extreme_inputs(op: str, grad_output: float) -> None:
     """Values and gradients as torch.nn's, also where infinity or NaN comes back from above."""
-    x = torch.tensor(EXTREMES, dtype=torch.float64, requires_grad=True)
+    # torch.nn lets the gradient pass where the input of these two is NaN; ours is NaN.
+    extremes = EXTREMES[:-1] if op in ("elu", "hardswish") else EXTREMES
+    x = torch.tensor(extremes, dtype=torch.float64, requires_grad=True)
     reference = torch.log if op == "log" else getattr(torch_functional, op)
     ours, theirs = getattr(F, op)(x), reference(x)
     torch.testing.assert_close(ours, theirs, equal_nan=True)

@@ -142,6 +142,40 @@ MODULE_CASES: tuple[ModuleCase, ...] = (
     ),
     ModuleCase("Dropout"),
     ModuleCase("Dropout", {"p": 0.2}),
+    *(ModuleCase(name, {}, (spread(7, 8),)) for name in ("ReLU6", "Hardswish", "Hardsigmoid")),
+    ModuleCase("ELU"),
+    ModuleCase("ELU", {"alpha": 0.3}),
+    ModuleCase("SiLU"),
+    ModuleCase("GELU"),
+    ModuleCase("GELU", {"approximate": "tanh"}),
+    *_cases(
+        "LayerNorm",
+        (normal(2, 3, 4),),
+        {"normalized_shape": 4},
+        {"normalized_shape": (3, 4), "eps": 0.1},
+        {"normalized_shape": [4], "bias": False},
+        {"normalized_shape": 4, "elementwise_affine": False},
+    ),
+    *_cases(
+        "GroupNorm",
+        (normal(2, 4, 3, 2),),
+        {"num_groups": 2, "num_channels": 4},
+        {"num_groups": 4, "num_channels": 4, "affine": False, "eps": 0.1},
+    ),
+    *_cases(
+        "Embedding",
+        (labels(3, 4, classes=5),),
+        {"num_embeddings": 5, "embedding_dim": 3},
+        {"num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2, "scale_grad_by_freq": True},
+        {"num_embeddings": 5, "embedding_dim": 3, "max_norm": 0.5, "norm_type": 1.0},
+    ),
+    *_cases(
+        "AdaptiveAvgPool2d",
+        (normal(1, 2, 5, 6),),
+        {"output_size": 1},
+        {"output_size": (2, 3)},
+        {"output_size": (None, 4)},
+    ),
 )
 each_module = pytest.mark.parametrize("case", MODULE_CASES, ids=lambda case: case.id)
 
@@ -174,10 +208,11 @@ def test_trains_like_torch(case: ModuleCase) -> None:
         optimizer = torch.optim.SGD(parameters, lr=0.1) if parameters else None
         for step in range(5):
             x, *rest = case.sample(seed=step)
-            x.requires_grad_()
+            x.requires_grad_(x.is_floating_point())  # an embedding's input is indices
             output = call(module, (x, *rest))
             output[0].square().sum().backward()
-            outputs += [tensor.detach() for tensor in output] + [x.grad]
+            outputs += [tensor.detach() for tensor in output]
+            outputs += [x.grad] if x.requires_grad else []
             if optimizer is not None:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -215,6 +250,10 @@ def test_export(case: ModuleCase, strict: bool) -> None:
         ModuleCase("LeakyReLU", {"inplace": True}),
         ModuleCase("LeakyReLU", {"negative_slope": 0.3, "inplace": True}),
         ModuleCase("Dropout", {"inplace": True}),
+        *(
+            ModuleCase(name, {"inplace": True}, (spread(7, 8),))
+            for name in ("ReLU6", "ELU", "SiLU", "Hardswish", "Hardsigmoid")
+        ),
     ],
     ids=lambda case: case.id,
 )

@@ -7,7 +7,7 @@ _INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def closed(tangent: Tensor, gate: Tensor) -> Tensor:
-    """Return ``tangent`` where ``gate`` is 0, and 0 where it is 1, in place of ``gate``.
+    """Return ``tangent`` where ``gate`` is 0, and 0 where it is 1, written over ``gate``.
 
     The bits of the tangent are multiplied by 1 or 0 as integers: ``where`` and ``masked_fill``
     are 8 times slower on CPU, and a product of floats would turn an infinite tangent into NaN.

@@ -52,6 +52,10 @@ class _Embedding(Function):
         count, columns = math.prod(indices.shape), grad_output.shape[-1]
         index, g = indices.reshape(count), grad_output.reshape(count, columns)
         if sparse:
+            if scale_grad_by_freq:
+                raise RuntimeError(
+                    "embedding: scale_grad_by_freq is not supported with sparse gradients"
+                )
             grad_weight = _sparse_gradient(g, index, ctx.rows, padding_idx)
         else:
             grad_weight = _gradient(g, index, ctx.rows, padding_idx, scale_grad_by_freq)

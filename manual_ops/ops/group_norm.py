@@ -75,9 +75,11 @@ class _GroupNorm(Function):
         input, weight, mean, rstd = ctx.saved_tensors
         needs_input, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_input = grad_weight = grad_bias = None
-        x = None if input is None else _as_groups(input, ctx.groups)
-        if grad_output is not None:
-            g = _as_groups(grad_output, ctx.groups)
+        x: Any = None if input is None else _as_groups(input, ctx.groups)
+        g: Any = None if grad_output is None else _as_groups(grad_output, ctx.groups)
+        if g is not None and x is None:
+            grad_bias = widen(g).sum((0, -1)).reshape(-1)
+        elif g is not None:
             w = None if weight is None else _of_channel(weight, ctx.groups)
             needs = (needs_input, needs_weight, needs_bias)
             evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
@@ -142,9 +144,9 @@ def _of_channel(parameter: Tensor, groups: int) -> Tensor:
 
 def _gradients(
     g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
     weight: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -154,9 +156,8 @@ def _gradients(
     g = widen(g)
     if needs_input or needs_bias:
         sums = g.sum(-1, keepdim=True)
-    if x is not None and mean is not None and rstd is not None:
-        normalised = (widen(x) - _of_group(mean)) * _of_group(rstd)
-        products = (g * normalised).sum(-1, keepdim=True)
+    normalised = (widen(x) - _of_group(mean)) * _of_group(rstd)
+    products = (g * normalised).sum(-1, keepdim=True)
     if needs_weight:
         grad_weight = products.sum(0).reshape(-1)
     if needs_bias:
@@ -172,15 +173,15 @@ def _gradients(
 
 def _gradients_by_blocks(
     g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
     weight: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same in plain eager code, by blocks of samples: see ``blockwise``."""
     length = block_length(g)
-    if x is None or mean is None or rstd is None or length >= len(g):
+    if length >= len(g):
         return _gradients(g, x, mean, rstd, weight, needs)
     grad_input = torch.empty_like(x) if needs[0] else None
     parts = []
@@ -189,7 +190,7 @@ def _gradients_by_blocks(
         part, *of_parameters = _gradients(
             g[block], x[block], mean[block], rstd[block], weight, needs
         )
-        if grad_input is not None:
+        if grad_input is not None and part is not None:
             grad_input[block] = part
         parts.append(of_parameters)
     grad_weight, grad_bias = (

@@ -86,7 +86,9 @@ class _LayerNorm(Function):
             _as_rows(t, len(ctx.normalized_shape))
             for t in (grad_output, input, mean, rstd, grad_mean, grad_rstd)
         )
-        if g is not None:
+        if g is not None and x is None:
+            grad_bias = widen(g).sum(0)
+        elif g is not None:
             w = None if weight is None else weight.reshape(x.shape[1])
             needs = (needs_input, needs_weight, needs_bias)
             evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
@@ -135,8 +137,8 @@ def _inner(normalized_shape: tuple[int, ...]) -> list[int]:
     return [-1 - i for i in range(len(normalized_shape))]
 
 
-def _as_rows(x: Tensor | None, dims: int) -> Tensor | None:
-    """Return ``x`` as ``(R, D)`` where its last ``dims`` dims are the normalised ones."""
+def _as_rows(x: Any, dims: int) -> Any:
+    """Return ``x`` as ``(R, D)`` where its last ``dims`` dims are the normalised ones, or None."""
     if x is None:
         return None
     split = x.dim() - dims
@@ -145,9 +147,9 @@ def _as_rows(x: Tensor | None, dims: int) -> Tensor | None:
 
 def _gradients(
     g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
     weight: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -157,9 +159,8 @@ def _gradients(
     g = widen(g)
     if needs_bias:
         grad_bias = g.sum(0)
-    if x is not None:
-        normalised = (widen(x) - mean) * rstd
-        product = g * normalised
+    normalised = (widen(x) - mean) * rstd
+    product = g * normalised
     if needs_weight:
         grad_weight = product.sum(0)
     if needs_input:
@@ -173,15 +174,13 @@ def _gradients(
 
 def _gradients_by_blocks(
     g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
     weight: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same in plain eager code: by blocks of rows (see ``blockwise``), and in place."""
-    if x is None or mean is None or rstd is None:
-        return _gradients(g, x, mean, rstd, weight, needs)
     needs_input, needs_weight, needs_bias = needs
     grad_input = torch.empty_like(x) if needs_input else None
     weight_sums, bias_sums = [], []

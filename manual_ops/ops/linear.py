@@ -3,14 +3,17 @@
 Index convention: ``*`` leading (batch) dims, ``i`` in-features, ``o`` out-features.
 
 Forward:   y[*, o]     = sum_i x[*, i] W[o, i] + b[o]
-Backward:  dL/dx[*, i] = sum_o dL/dy[*, o] W[o, i]
-           dL/dW[o, i] = sum_* dL/dy[*, o] x[*, i]
+Backward:  dL/dx[*, i] = sum_o dL/dy[*, o] conj W[o, i]
+           dL/dW[o, i] = sum_* dL/dy[*, o] conj x[*, i]
            dL/db[o]    = sum_* dL/dy[*, o]
 Tangent:   y'          = x' W^T + x W'^T + b'
 
 Each line of Backward is the chain rule with dy[*, o]/dx[*, i] = W[o, i],
 dy[*, o]/dW[o, i] = x[*, i] and dy[*, o]/db[o] = 1, summed over every y that the variable
-reaches. Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 6.5.
+reaches. The conjugates matter to complex numbers only: for a real loss and z = u + i v, PyTorch's
+gradient is dL/du + i dL/dv, the direction of steepest ascent, and the chain rule through an
+analytic y(z) then takes the conjugate of dy/dz. The tangent takes none.
+Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 6.5.
 """
 
 import math
@@ -44,9 +47,9 @@ class _Linear(Function):
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = grad_output @ weight
+            grad_input = grad_output @ weight.conj()
         if ctx.needs_input_grad[1]:
-            grad_weight = _as_rows(grad_output).mT @ _as_rows(input)
+            grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
         if ctx.needs_input_grad[2]:
             grad_bias = _as_rows(grad_output).sum(0)
         return grad_input, grad_weight, grad_bias
