@@ -5,8 +5,8 @@
 Read literally this is a convolution of x with dL/dy as kernel: n the summed channel, i the batch,
 u the kernel position, k the output position, stride s and dilation d exchanged. With an output of
 only K x K positions it leaves most of a CPU's vector units idle: 1.3 to 14 times the time of
-ATen's own kernel. The sum may be cut up differently, exactly. Time over that of ATen's kernel, on one
-thread of an AVX-512 CPU (``python -m benchmarks.conv_weight_gradient``):
+ATen's own kernel. The sum may be cut up differently, exactly. Time over that of ATen's kernel, on
+one thread of an AVX-512 CPU (``python -m benchmarks.conv_weight_gradient``):
 
     kernel                              literally   as below
     3x3, 64 to 128, 16x16, batch 64        3.4        1.3     by rows
