@@ -4,11 +4,12 @@ Index convention: ``n`` batch, ``i`` in-channels, ``o`` out-channels, ``u`` outp
 kernel position; s stride, d dilation, P padding; x is 0 outside its range.
 
 Forward:   y[n, o, u]     = b[o] + sum_{i, k} x[n, i, s u + d k - P] W[o, i, k]
-Backward:  dL/dx[n, i, q] = sum_{o, k, u: s u + d k - P = q} dL/dy[n, o, u] W[o, i, k]
-           dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]
+Backward:  dL/dx[n, i, q] = sum_{o, k, u: s u + d k - P = q} dL/dy[n, o, u] conj W[o, i, k]
+           dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] conj x[n, i, s u + d k - P]
            dL/db[o]       = sum_{n, u} dL/dy[n, o, u]
 Tangent:   y' = conv(x', W) + conv(x, W') + b'
 
+The conjugates are those of linear.py: they matter to complex numbers only.
 Both gradients are convolutions again. dL/dx scatters every dL/dy[u] over the positions q it came
 from: the transposed convolution of dL/dy with W, whose output padding makes up for the positions
 that the stride left over. dL/dW is the convolution of x with dL/dy as kernel, where n is the
@@ -22,6 +23,7 @@ Bengio, Courville, Deep Learning (2016), section 9.5.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +50,12 @@ class _Convolution(Function):
         dilation: tuple[int, ...],
         groups: int,
     ) -> Tensor:
+        if input.is_complex():
+            geometry = (stride, padding, dilation, groups)
+            output = _by_real_parts(
+                lambda x, w: _Convolution.forward(x, w, None, *geometry), input, weight
+            )
+            return output if bias is None else output + bias.reshape(-1, *(1 for _ in stride))
         no_output_padding = (0,) * len(stride)
         return torch.convolution(
             input, weight, bias, stride, padding, dilation, False, no_output_padding, groups
@@ -69,10 +77,18 @@ class _Convolution(Function):
         grad_output = laid_out(grad_output, ctx.channels_last)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = _input_gradient(grad_output, weight, ctx.input_shape, *ctx.geometry)
+            grad_input = _by_real_parts(
+                lambda g, w: _input_gradient(g, w, ctx.input_shape, *ctx.geometry),
+                grad_output,
+                weight.conj(),
+            )
             grad_input = laid_out(grad_input, ctx.channels_last)
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(grad_output, input, ctx.weight_shape, *ctx.geometry)
+            grad_weight = _by_real_parts(
+                lambda g, x: weight_gradient(g, x, ctx.weight_shape, *ctx.geometry),
+                grad_output,
+                input.conj(),
+            )
             grad_weight = laid_out(grad_weight, ctx.channels_last)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
@@ -89,6 +105,20 @@ class _Convolution(Function):
         input, weight = ctx.saved_tensors
         tangent = _Convolution.forward(input_tangent, weight, bias_tangent, *ctx.geometry)
         return tangent + _Convolution.forward(input, weight_tangent, None, *ctx.geometry)
+
+
+def _by_real_parts(
+    product: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
+) -> Tensor:
+    """Extend a bilinear ``product`` of real tensors to complex ones, which ATen's kernels refuse.
+
+    (a + i b) (c + i d) = ac - bd + i ((a + b) (c + d) - ac - bd): three real products, not four.
+    """
+    if not first.is_complex():
+        return product(first, second)
+    real, imaginary = product(first.real, second.real), product(first.imag, second.imag)
+    both = product(first.real + first.imag, second.real + second.imag)
+    return torch.complex(real - imaginary, both - real - imaginary)
 
 
 def _input_gradient(

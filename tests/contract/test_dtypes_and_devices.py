@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from manual_ops import functional
 from tests.cases import OpCase
@@ -61,12 +62,10 @@ COMPLEX_CASES = {
     "log": ((3,),),
     "dropout": ((20,),),
 }
-# ATen's convolution splits complex numbers into real ones above the primitive that ours stands on.
-REFUSES_COMPLEX = {"conv1d", "conv2d"}
 
 
 @pytest.mark.parametrize("name", COMPLEX_CASES)
-def test_complex_is_right_or_refused(name: str) -> None:
+def test_complex_numbers(name: str) -> None:
     tensors = [
         torch.randn(shape, dtype=torch.complex128, requires_grad=True)
         for shape in COMPLEX_CASES[name]
@@ -79,8 +78,34 @@ def test_complex_is_right_or_refused(name: str) -> None:
         return torch.autograd.grad(output, tensors, cotangent)
 
     expected = gradients(torch.log if name == "log" else getattr(torch_functional, name))
-    if name in REFUSES_COMPLEX:
-        with pytest.raises((NotImplementedError, RuntimeError, TypeError), match="complex"):
-            gradients(getattr(functional, name))
-    else:
-        torch.testing.assert_close(gradients(getattr(functional, name)), expected)
+    torch.testing.assert_close(gradients(getattr(functional, name)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("linear", {}),
+        ("conv1d", {"stride": 2, "padding": 1}),
+        ("conv2d", {"stride": (1, 2), "padding": "valid", "dilation": (2, 1)}),
+    ],
+    ids=["linear", "conv1d", "conv2d"],
+)
+def test_derivatives_of_complex_numbers(name: str, settings: dict[str, Any]) -> None:
+    """Values, both modes, both orders, vmap, as for real numbers: conjugates in their places."""
+    tensors = [
+        torch.randn(shape, dtype=torch.complex128, requires_grad=True)
+        for shape in COMPLEX_CASES[name]
+    ]
+
+    def function(*args: Tensor) -> Tensor:
+        return getattr(functional, name)(*args, **settings)
+
+    expected = getattr(torch_functional, name)(*tensors, **settings)
+    torch.testing.assert_close(function(*tensors), expected)
+    assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, tensors, check_fwd_over_rev=True, fast_mode=True)
+    stacked = [torch.stack([t, 2 * t]).detach() for t in tensors]
+    found = torch.func.vmap(function)(*stacked)
+    torch.testing.assert_close(found[0], expected)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), expected)
