@@ -319,6 +319,21 @@ def test_what_a_hand_written_layer_holds_is_its_own() -> None:
     assert [entry.name for entry in convert(model).report.already] == ["0"]
 
 
+def test_layers_of_layers_are_converted_from_within() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    ours, report = convert(model, verify=True, inputs=x)
+    assert report.share == 1
+    assert [entry.name for entry in report.converted] == [
+        *("self_attn", "linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2"),
+        "activation",
+    ]
+    assert report.differences is not None
+    assert report.differences["gradients"].relative < 1e-12
+    with torch.no_grad():  # in evaluation torch.nn runs a fused kernel on the weights
+        torch.testing.assert_close(ours.eval()(x), model.eval()(x))
+
+
 def test_converted_first_then_parametrised_is_by_hand() -> None:
     model = convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 3).double(), nn.Sigmoid())).model
     parametrizations.weight_norm(model[1])

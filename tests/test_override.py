@@ -258,6 +258,20 @@ def test_compiled_context_covers_its_block_only() -> None:
     assert torch.relu not in targets
 
 
+def test_torchs_attention_module() -> None:
+    """It computes in one function of torch, which is taken over as a whole."""
+    module, x = nn.MultiheadAttention(4, 2, batch_first=True), image()[0]
+    found = []
+    for context in (nullcontext(), override()):
+        with CountOps() as ops:
+            with context:
+                output, weights = module(x, x, x)
+            gradients = torch.autograd.grad(output.sum() + weights.sum(), list(module.parameters()))
+        found.append((output, weights, gradients))
+    torch.testing.assert_close(*found)
+    assert not {name for name in ops.calls if "softmax_backward" in name}
+
+
 def test_nesting_and_exceptions_restore_the_state() -> None:
     x = image().requires_grad_()
     with override():
