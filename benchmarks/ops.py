@@ -121,6 +121,38 @@ def _pool(op: str, kernel: int, stride: int, padding: int = 0) -> Case:
     )
 
 
+def _adaptive_pool(label: str, size: int, output_size: int) -> Case:
+    return Case(
+        "adaptive_avg_pool2d",
+        lambda: {"input": _leaf(64, 512, size, size), "output_size": output_size},
+        lambda: {"input": _leaf(2, 64, size, size), "output_size": output_size},
+        label,
+    )
+
+
+def _layer_norm() -> Case:
+    def inputs(rows: int, features: int) -> Inputs:
+        parameters = {"weight": _leaf(features), "bias": _leaf(features)}
+        return {"input": _leaf(rows, features), "normalized_shape": (features,), **parameters}
+
+    return Case("layer_norm", lambda: inputs(8192, 512), lambda: inputs(64, 512))
+
+
+def _group_norm() -> Case:
+    def inputs(n: int, channels: int, size: int) -> Inputs:
+        parameters = {"weight": _leaf(channels), "bias": _leaf(channels)}
+        return {"input": _leaf(n, channels, size, size), "num_groups": 8, **parameters}
+
+    return Case("group_norm", lambda: inputs(64, 64, 32), lambda: inputs(8, 16, 7))
+
+
+def _embedding() -> Case:
+    def inputs(count: int, rows: int, columns: int) -> Inputs:
+        return {"input": torch.randint(rows, (count,)), "weight": _leaf(rows, columns)}
+
+    return Case("embedding", lambda: inputs(16384, 10000, 256), lambda: inputs(64, 100, 64))
+
+
 def _linear(*, bias: bool = True) -> Case:
     def inputs(n: int, features: int, out: int) -> Inputs:
         return {
@@ -167,6 +199,19 @@ CASES = [
     _pool("avg_pool2d", 2, 2),
     _pool("avg_pool2d", 3, 2, 1),
     _elementwise("dropout", p=0.5),
+    _elementwise("relu6"),
+    _elementwise("elu"),
+    _elementwise("silu"),
+    _elementwise("gelu"),
+    _elementwise("gelu", approximate="tanh"),
+    _elementwise("hardswish"),
+    _elementwise("hardsigmoid"),
+    _layer_norm(),
+    _group_norm(),
+    _adaptive_pool("7 to 1", 7, 1),
+    _adaptive_pool("14 to 7", 14, 7),
+    _adaptive_pool("13 to 6", 13, 6),
+    _embedding(),
 ]
 
 
