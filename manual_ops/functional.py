@@ -25,6 +25,9 @@ from .ops.log import log as log
 from .ops.log_softmax import log_softmax as log_softmax
 from .ops.max_pool import max_pool2d as max_pool2d
 from .ops.mse_loss import mse_loss as mse_loss
+from .ops.multi_head_attention import (
+    multi_head_attention_forward as multi_head_attention_forward,
+)
 from .ops.nll_loss import nll_loss as nll_loss
 from .ops.relu import relu as relu
 from .ops.relu6 import relu6 as relu6

@@ -10,8 +10,10 @@ place of ``from torch import nn``; ``__all__`` lists what is hand-written.
 from typing import Any
 
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from . import functional as F
+from .ops.sync_batch_norm import sync_batch_norm
 
 __all__ = [
     "ELU",
@@ -36,6 +38,7 @@ __all__ = [
     "LogSoftmax",
     "MSELoss",
     "MaxPool2d",
+    "MultiheadAttention",
     "NLLLoss",
     "ReLU",
     "ReLU6",
@@ -43,6 +46,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "SyncBatchNorm",
     "Tanh",
 ]
 
@@ -89,16 +93,11 @@ def _explicitly_padded(conv: Any, input: Tensor) -> tuple[Tensor, Any]:
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        use_running = not self.training or self.track_running_stats
+        running_mean, running_var, momentum = _tracked(self)
         return F.batch_norm(
             input,
-            self.running_mean if use_running else None,
-            self.running_var if use_running else None,
+            running_mean,
+            running_var,
             self.weight,
             self.bias,
             self.training or (self.running_mean is None and self.running_var is None),
@@ -107,12 +106,66 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         )
 
 
+def _tracked(norm: Any) -> tuple[Tensor | None, Tensor | None, float]:
+    """Count the batch; return the running statistics to use or update, and the momentum."""
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative average
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    if norm.training and not norm.track_running_stats:
+        return None, None, momentum
+    return norm.running_mean, norm.running_var, momentum
+
+
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """See :class:`torch.nn.BatchNorm1d` and :func:`manual_ops.functional.batch_norm`."""
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """See :class:`torch.nn.BatchNorm2d` and :func:`manual_ops.functional.batch_norm`."""
+
+
+class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+    """See :class:`torch.nn.SyncBatchNorm` and :mod:`manual_ops.ops.sync_batch_norm`.
+
+    Unlike torch's, on any device, CPU included, and differentiable more than once. Where there is
+    a single process, and in evaluation, it is batch norm. (DistributedDataParallel refuses every
+    subclass of torch's class on a CPU; there the gradients have to be averaged otherwise.)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
+        if not self.training or _processes(self.process_group) == 1:
+            return super().forward(input)
+        running_mean, running_var, momentum = _tracked(self)
+        return sync_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            momentum,
+            self.eps,
+            self.process_group,
+        )
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """Replace every batch norm layer, torch's or ours; see torch's own of the same name."""
+        converted: nn.Module = super().convert_sync_batchnorm(  # type: ignore[no-untyped-call]
+            module, process_group
+        )
+        if type(converted) is nn.SyncBatchNorm:  # which torch has just made
+            converted.__class__ = cls
+        return converted
+
+
+def _processes(group: Any) -> int:
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -179,6 +232,58 @@ class Embedding(nn.Embedding):
             self.scale_grad_by_freq,
             self.sparse,
         )
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """See :class:`torch.nn.MultiheadAttention`; on ``multi_head_attention_forward``.
+
+    Evaluation runs what training does: torch's separate fast path, and the nested tensors that
+    it alone takes, are not reproduced.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        swapped = self.batch_first and query.dim() == 3
+        if swapped:  # one tensor in several roles stays one: it is projected at once
+            same_query, same_value = query is key, key is value
+            key = key.transpose(0, 1)
+            query = key if same_query else query.transpose(0, 1)
+            value = key if same_value else value.transpose(0, 1)
+        output, weights = F.multi_head_attention_forward(
+            query,
+            key,
+            value,
+            self.embed_dim,
+            self.num_heads,
+            self.in_proj_weight,
+            self.in_proj_bias,
+            self.bias_k,
+            self.bias_v,
+            self.add_zero_attn,
+            self.dropout,
+            self.out_proj.weight,
+            self.out_proj.bias,
+            training=self.training,
+            key_padding_mask=key_padding_mask,
+            need_weights=need_weights,
+            attn_mask=attn_mask,
+            use_separate_proj_weight=not self._qkv_same_embed_dim,
+            q_proj_weight=self.q_proj_weight,
+            k_proj_weight=self.k_proj_weight,
+            v_proj_weight=self.v_proj_weight,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+        )
+        return output.transpose(0, 1) if swapped else output, weights
 
 
 class Dropout(nn.Dropout):
