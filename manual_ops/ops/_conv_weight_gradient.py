@@ -18,6 +18,7 @@ one thread of an AVX-512 CPU (``python -m benchmarks.conv_weight_gradient``):
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,71 +37,51 @@ def weight_gradient(
     """Return dL/dW for grad_output ``(N, C_out, *)`` and input ``(N, C_in, *)``."""
     if input.numel() == 0 or grad_output.numel() == 0:
         return input.new_zeros(weight_shape)
-    arguments = (grad_output, input, weight_shape, stride, padding, dilation, groups)
+    out_channels, in_channels, *kernel = weight_shape
+    geometry = _Geometry(tuple(kernel), stride, padding, dilation)
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
-    if weight_shape[1] == 1 and weight_shape[0] == groups:
-        return _by_planes(*arguments)
-    if sums_apart and len(stride) == 1:
-        return _by_taps(*arguments)
-    if sums_apart and weight_shape[1] < 16:
-        return _by_samples(*arguments)
-    return _by_rows(*arguments)
+    if in_channels == 1 and out_channels == groups:
+        way = _by_planes
+    elif sums_apart and len(kernel) == 1:
+        way = _by_taps
+    elif sums_apart and in_channels < 16:
+        way = _by_samples
+    else:
+        way = _by_rows
+    return way(grad_output, input, geometry, groups).reshape(weight_shape)
 
 
-def _by_planes(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+class _Geometry(NamedTuple):
+    """Of the forward convolution; a number for each spatial dim."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def _by_planes(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
     """Depthwise: convolve each plane of x with its plane of dL/dy, then sum over the batch."""
     batch = input.shape[0]
-    planes = torch.convolution(
+    planes = _correlate(
         input.reshape(1, batch * groups, *input.shape[2:]),
         grad_output.reshape(batch * groups, 1, *grad_output.shape[2:]),
-        None,
-        dilation,
-        padding,
-        stride,
-        False,
-        (0,) * len(stride),
+        geometry,
         batch * groups,
     )
-    planes = _narrow(planes, weight_shape[2:])
-    return planes.reshape(batch, *weight_shape).sum(0)
+    return planes.reshape(batch, groups, *geometry.kernel).sum(0)
 
 
-def _by_taps(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def _by_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
     """One spatial dim: a matrix product over u for each k, then sum over the batch."""
-    out_channels, in_channels, taps = weight_shape
-    windows = _windows(input, grad_output, taps, stride[-1], padding[-1], dilation[-1])
-    windows = windows.reshape(-1, groups, in_channels, *windows.shape[-2:])
-    rows = grad_output.reshape(-1, groups, out_channels // groups, grad_output.shape[-1])
-    gradients = [(rows @ windows[..., k, :].mT).sum(0) for k in range(taps)]
-    return torch.stack(gradients, -1).reshape(weight_shape)
+    windows = _windows(grad_output, input, geometry, groups)
+    rows = grad_output.reshape(grad_output.shape[0], groups, -1, grad_output.shape[-1])
+    taps = [(rows @ windows[..., k, :].mT).sum(0) for k in range(*geometry.kernel)]
+    return torch.stack(taps, -1)
 
 
-def _by_rows(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def _by_rows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
     """In general: a convolution along all spatial dims but the last, the rows.
 
     The positions of a row join the batch as summed channels, and the in-channels take their place
@@ -108,25 +89,16 @@ def _by_rows(
 
         (k_last; n u_last; *H, i) * (o; n u_last; *U, 1) -> (k_last; o; *K, i)
     """
-    rest = len(stride) - 1
-    windows = _windows(input, grad_output, weight_shape[-1], stride[-1], padding[-1], dilation[-1])
-    windows = windows.reshape(-1, groups, weight_shape[1], *windows.shape[2:])
+    rest = len(geometry.kernel) - 1
+    windows = _windows(grad_output, input, geometry, groups)
     n, group, i, rows, k, u = 0, 1, 2, range(3, 3 + rest), 3 + rest, 4 + rest
     images = _merge(windows.permute(k, *rows, i, group, n, u), 3)
     kernels = _merge(grad_output.permute(1, *range(2, 2 + rest), 0, 2 + rest), 2).unsqueeze(-2)
-    gradient = _convolve_rows(images, kernels, weight_shape, stride, padding, dilation, groups)
+    gradient = _correlate_rows(images, kernels, geometry, groups)
     return gradient.movedim(0, -1).movedim(-2, 1)
 
 
-def _by_samples(
-    grad_output: Tensor,
-    input: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def _by_samples(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
     """By rows for few in-channels, which fill no vector: the taps of the row join them.
 
     Each sample is a group of its own, summed at the end. dL/dy, most of what is read here, then
@@ -134,61 +106,44 @@ def _by_samples(
 
         (1; n u_last; *H, k_last i) * (n o; u_last; *U, 1) -> (1; n o; *K, k_last i)
     """
-    rest, batch = len(stride) - 1, input.shape[0]
-    windows = _windows(input, grad_output, weight_shape[-1], stride[-1], padding[-1], dilation[-1])
-    windows = windows.reshape(-1, groups, weight_shape[1], *windows.shape[2:])
+    rest, (batch, out_channels) = len(geometry.kernel) - 1, grad_output.shape[:2]
+    windows = _windows(grad_output, input, geometry, groups)
     n, group, i, rows, k, u = 0, 1, 2, range(3, 3 + rest), 3 + rest, 4 + rest
     images = _merge(windows.permute(*rows, k, i, n, group, u), 3)
     images = images.reshape(1, *input.shape[2:-1], -1, images.shape[-1])
     kernels = grad_output.reshape(-1, *grad_output.shape[2:]).unsqueeze(-2)
-    gradient = _convolve_rows(
-        images, kernels, weight_shape, stride, padding, dilation, batch * groups
-    )
-    taps = weight_shape[2:]
-    gradient = gradient.reshape(batch, weight_shape[0], *taps, weight_shape[1])
-    return gradient.sum(0).movedim(-1, 1)
+    gradient = _correlate_rows(images, kernels, geometry, batch * groups)
+    return gradient.reshape(batch, out_channels, *geometry.kernel, -1).sum(0).movedim(-1, 1)
 
 
-def _convolve_rows(
-    images: Tensor,
-    kernels: Tensor,
-    weight_shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """Convolve, channels last in both arguments, along the rows only; K positions a dim remain."""
+def _correlate_rows(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """``_correlate`` with channels last in both arguments and a last dim that does not move."""
+    kernel, stride, padding, dilation = (values[:-1] for values in geometry)
+    rows = _Geometry((*kernel, images.shape[-2]), (*stride, 1), (*padding, 0), (*dilation, 1))
+    return _correlate(images.movedim(-1, 1), kernels.movedim(-1, 1), rows, groups)
+
+
+def _correlate(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """Convolve x with dL/dy as kernel, the forward convolution's stride and dilation exchanged."""
+    kernel, stride, padding, dilation = geometry
     gradient = torch.convolution(
-        images.movedim(-1, 1),
-        kernels.movedim(-1, 1),
-        None,
-        (*dilation[:-1], 1),
-        (*padding[:-1], 0),
-        (*stride[:-1], 1),
-        False,
-        (0,) * len(stride),
-        groups,
+        images, kernels, None, dilation, padding, stride, False, (0,) * len(kernel), groups
     )
-    return _narrow(gradient, weight_shape[2:-1])
+    # A stride can leave input unread; it shows as kernel positions past the last.
+    for dim, k in enumerate(kernel, start=2):
+        gradient = gradient.narrow(dim, 0, k)
+    return gradient
 
 
-def _windows(
-    input: Tensor, grad_output: Tensor, taps: int, stride: int, padding: int, dilation: int
-) -> Tensor:
-    """Return ``x[..., s u + d k - P]`` as ``(..., k, u)`` over the last dim."""
+def _windows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """Return ``x[..., s u + d k - P]`` over the last dim as ``(n, group, i, *H, k, u)``."""
+    taps, stride, padding, dilation = (values[-1] for values in geometry)
     span = (grad_output.shape[-1] - 1) * stride + 1
     right = span + (taps - 1) * dilation - input.shape[-1] - padding  # negative: never read
-    return pad(input, (padding, right)).unfold(-1, span, dilation)[..., ::stride]
+    windows = pad(input, (padding, right)).unfold(-1, span, dilation)[..., ::stride]
+    return windows.reshape(windows.shape[0], groups, -1, *windows.shape[2:])
 
 
 def _merge(x: Tensor, dims: int) -> Tensor:
     # the last ones; not flatten, which has no rule in gradcheck's batched pass
     return x.reshape(*x.shape[:-dims], math.prod(x.shape[-dims:]))
-
-
-def _narrow(gradient: Tensor, kernel: torch.Size | list[int]) -> Tensor:
-    # A stride can leave input unread; it shows as kernel positions past the last.
-    for dim, k in enumerate(kernel, start=2):
-        gradient = gradient.narrow(dim, 0, k)
-    return gradient
