@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
-
 def bind(
     op: type[Function], expects: str, eager_forward: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:

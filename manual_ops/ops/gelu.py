@@ -32,12 +32,13 @@ _CUBIC = 0.044715 * _LINEAR
 @blockwise
 @accumulate_wide
 def _exact_chain(tangent: Tensor, input: Tensor) -> Tensor:
-    bell = (input * input).mul_(-0.5).exp()
     if may_overwrite(tangent):
+        bell = (input * input).mul_(-0.5).exp_()
         # P as y / x: the kernel of y is 4 times faster than torch.erf, see benchmarks
         cdf = torch.nn.functional.gelu(input).div_(input).nan_to_num_(0.5)  # 0 / 0
-    else:
-        cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
+        return tangent * cdf.addcmul_(input, bell, value=_DENSITY)
+    bell = torch.exp(-0.5 * input * input)
+    cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
     return tangent * torch.addcmul(cdf, input, bell, value=_DENSITY)
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
 from .._precision import accumulate_wide
-from ._gate import closed
+from ._bits import as_bits
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     magnitude = input.abs()
     if may_overwrite(tangent):
-        outside = magnitude.lt_(3).eq_(0)  # not ge: NaN blocks the gradient, as in torch
-        return closed(tangent, outside).mul_(1 / 6)
+        gate = as_bits(magnitude.lt_(3)).clamp_(0, 1)  # 0 for NaN, as in torch
+        return gate.mul_(as_bits(tangent)).view(tangent.dtype).mul_(1 / 6)
     return (tangent / 6).masked_fill(~(magnitude < 3), 0)
 
 

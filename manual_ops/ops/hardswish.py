@@ -15,19 +15,21 @@ from torch import Tensor
 from .._apply import bind_pointwise, may_overwrite
 from .._blocks import blockwise
 from .._precision import accumulate_wide
-from ._gate import closed
+from ._bits import as_bits
 
 
 @blockwise
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     # threshold(z, -1, -1/2) is z where z > -1, else -1/2 (torch.where: 30 times slower on CPU)
-    not_above = torch.nn.functional.threshold(input / -3, -1, -0.5).neg()  # x / 3, 1/2 from 3 on
-    slope = torch.nn.functional.threshold(not_above, -1, -0.5) + 0.5
     if may_overwrite(tangent):
-        below = torch.le(input, -3, out=torch.empty_like(input))
-        return closed(tangent * slope, below)
-    # not the product with 0 alone, which is NaN for an infinite tangent
+        slope = torch.threshold_(input / -3, -1, -0.5).neg_()
+        slope = torch.threshold_(slope, -1, -0.5).add_(0.5)
+        product = tangent * slope
+        # 0 where the slope is, also for an infinite tangent
+        return as_bits(product).mul_(as_bits(slope).ne_(0)).view(product.dtype)
+    not_above = torch.threshold(input / -3, -1, -0.5).neg()  # x / 3, and 1/2 from 3 on
+    slope = torch.threshold(not_above, -1, -0.5) + 0.5
     return (tangent * slope).masked_fill(input <= -3, 0)
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
-
-_INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from ._bits import as_bits
 
 
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
@@ -23,9 +22,8 @@ def _chain(tangent: Tensor, output: Tensor) -> Tensor:
         # which lets the gradient pass, as in torch); the bits of the tangent times 1 or 0 select.
         # where and masked_fill are 8 times slower on CPU, and a product of floats would turn an
         # infinite gradient into NaN.
-        int_dtype = _INT_OF_SIZE[output.element_size()]
-        gate = output.view(int_dtype).clamp(0, 1)
-        return gate.mul_(tangent.view(int_dtype)).view(tangent.dtype)
+        gate = as_bits(output).clamp(0, 1)
+        return gate.mul_(as_bits(tangent)).view(tangent.dtype)
     return tangent.masked_fill(output <= 0, 0)
 
 

@@ -12,7 +12,7 @@ Gaussian Error Linear Units (2016).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise
+from .._apply import bind_pointwise, may_overwrite
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
@@ -21,7 +21,8 @@ from .._precision import accumulate_wide
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     s = torch.sigmoid(input)
-    slope = torch.addcmul(s, s, torch.addcmul(input, input, s, value=-1))
+    rest = torch.addcmul(input, input, s, value=-1)  # x (1 - s)
+    slope = torch.addcmul(s, s, rest, out=rest if may_overwrite(tangent) else None)
     return tangent * slope
 
 
