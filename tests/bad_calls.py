@@ -377,6 +377,38 @@ def _embedding() -> list[BadCall]:
     ]
 
 
+def _multi_head_attention() -> list[BadCall]:
+    x = zeros(3, 2, 4)
+    call: dict[str, Any] = {
+        "query": x,
+        "key": x,
+        "value": x,
+        "embed_dim_to_check": 4,
+        "num_heads": 2,
+        "in_proj_weight": zeros(12, 4),
+        "in_proj_bias": None,
+        "bias_k": None,
+        "bias_v": None,
+        "add_zero_attn": False,
+        "dropout_p": 0.0,
+        "out_proj_weight": zeros(4, 4),
+        "out_proj_bias": None,
+    }
+    return [
+        BadCall("multi_head_attention_forward", mistake, call | arguments, mentions)
+        for mistake, arguments, mentions in (
+            ("vector", {"query": zeros(4)}, ("query", "(4,)")),
+            ("features", {"query": zeros(3, 2, 5)}, ("query", "4", "5")),
+            ("heads", {"num_heads": 3}, ("4", "heads", "3")),
+            ("length", {"value": zeros(5, 2, 4)}, ("key", "value", "3", "5")),
+            ("mask_shape", {"attn_mask": zeros(3, 5)}, ("attn_mask", "3", "5")),
+            ("mask_dtype", {"attn_mask": zeros(3, 3).long()}, ("attn_mask", "bool", "int64")),
+            ("padding", {"key_padding_mask": zeros(2, 5)}, ("key_padding_mask", "3")),
+            ("hint_alone", {"is_causal": True}, ("attn_mask", "is_causal")),
+        )
+    ]
+
+
 BAD_CALLS: tuple[BadCall, ...] = (
     *_elementwise(),
     *_linear(),
@@ -386,6 +418,7 @@ BAD_CALLS: tuple[BadCall, ...] = (
     *_convolutions(),
     *_pooling(),
     *_attention(),
+    *_multi_head_attention(),
     *_activations(),
     *_row_norms(),
     *_adaptive_pooling(),

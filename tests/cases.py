@@ -5,6 +5,7 @@ A case names an op of ``manual_ops.functional``, its arguments and what they cov
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ _UPDATES_BUFFERS = {
 _SUMS_ALREADY = {
     "fewer operations": "the gradient of the input contains those of weight and bias as sums"
 }
+# tests/test_attention.py has longer sequences.
+_FEW_KEYS = "the weights of so few keys are fewer numbers than the inputs, which we save"
 _BIAS_ALONE = {"hessian": "torch.nn raises when batch norm with bias alone is differentiated twice"}
 
 _MIXED_WITHOUT_WEIGHT = {
@@ -480,9 +483,7 @@ def _attention() -> list[OpCase]:
         lambda g: torch.tensor([[True, False, True], [False] * 3, [True] * 3]),
         differentiable=False,
     )
-    # On these torch falls back to a kernel that saves the weights, L x S. We save the inputs, which
-    # is less for all but the shortest sequences; tests/test_attention.py has longer ones.
-    by_formula = {"saved bytes": "three keys are fewer numbers than the inputs have"}
+    # Torch has no fused kernel for these, and saves the weights.
     falls_back = {"value_width", "mask", "matrices", "one_batch_dim", "broadcast", "grouped"}
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -530,7 +531,7 @@ def _attention() -> list[OpCase]:
                 "scaled_dot_product_attention",
                 variant,
                 tensors | arguments,
-                exempt=by_formula if variant in falls_back else {},
+                exempt={"saved bytes": _FEW_KEYS} if variant in falls_back else {},
             )
             for variant, arguments in variants.items()
         ),
@@ -539,13 +540,13 @@ def _attention() -> list[OpCase]:
             "dropout",
             tensors | {"dropout_p": 0.4, "attn_mask": normal(3, 4)},
             random=True,
-            exempt=by_formula,
+            exempt={"saved bytes": _FEW_KEYS},
         ),
         OpCase(
             "scaled_dot_product_attention",
             "drop_all",
             tensors | {"dropout_p": 1.0},
-            exempt=by_formula,
+            exempt={"saved bytes": _FEW_KEYS},
         ),
     ]
 
@@ -645,6 +646,57 @@ def _embedding() -> list[OpCase]:
     ]
 
 
+def _multi_head_attention() -> list[OpCase]:
+    weight = partial(uniform, low=-0.5, high=0.5)
+    call: dict[str, Any] = {
+        "query": normal(2, 2, 4),
+        "key": normal(3, 2, 4),
+        "value": normal(3, 2, 4),
+        "embed_dim_to_check": 4,
+        "num_heads": 2,
+        "in_proj_weight": weight(12, 4),
+        "in_proj_bias": weight(12),
+        "bias_k": None,
+        "bias_v": None,
+        "add_zero_attn": False,
+        "dropout_p": 0.0,
+        "out_proj_weight": weight(4, 4),
+        "out_proj_bias": weight(4),
+    }
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {"need_weights": False},
+        "weights": {"average_attn_weights": False},
+        "masked": {
+            "attn_mask": Draw(lambda g: torch.ones(2, 3).triu(1).bool(), differentiable=False),
+            "key_padding_mask": Draw(
+                lambda g: torch.tensor([[False, False, True], [False] * 3]), differentiable=False
+            ),
+        },
+        "more_keys": {"bias_k": weight(1, 1, 4), "bias_v": weight(1, 1, 4), "add_zero_attn": True},
+        "separate": {
+            "query": normal(2, 4),
+            "key": normal(3, 3),
+            "value": normal(3, 2),
+            "in_proj_weight": None,
+            "use_separate_proj_weight": True,
+            "q_proj_weight": weight(4, 4),
+            "k_proj_weight": weight(4, 3),
+            "v_proj_weight": weight(4, 2),
+            "in_proj_bias": None,
+            "attn_mask": normal(2, 3),
+        },
+    }
+    return [
+        OpCase(
+            "multi_head_attention_forward",
+            variant,
+            call | arguments,
+            exempt={} if variant == "plain" else {"saved bytes": _FEW_KEYS},
+        )
+        for variant, arguments in variants.items()
+    ]
+
+
 CASES: tuple[OpCase, ...] = (
     *_linear(),
     *_elementwise(),
@@ -656,6 +708,7 @@ CASES: tuple[OpCase, ...] = (
     *_pooling(),
     *_dropout(),
     *_attention(),
+    *_multi_head_attention(),
     *_activations(),
     *_row_norms(),
     *_adaptive_pooling(),
@@ -736,6 +789,23 @@ EMPTY_CASES: tuple[OpCase, ...] = (
     ),
     _empty("conv1d", input=normal(0, 2, 5), weight=normal(3, 2, 3), bias=normal(3)),
     _empty("conv2d", input=normal(0, 2, 4, 5), weight=normal(3, 2, 2, 3), bias=normal(3)),
+    _empty(
+        "multi_head_attention_forward",
+        query=normal(2, 0, 4),
+        key=normal(3, 0, 4),
+        value=normal(3, 0, 4),
+        embed_dim_to_check=4,
+        num_heads=2,
+        in_proj_weight=normal(12, 4),
+        in_proj_bias=normal(12),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=normal(4, 4),
+        out_proj_bias=normal(4),
+        need_weights=False,
+    ),
     _empty(
         "scaled_dot_product_attention",
         query=normal(0, 2, 3, 2),

@@ -91,7 +91,7 @@ def run(
     leaves = {name: arguments[name].detach().requires_grad_() for name in case.differentiable}
     buffers = {name: arguments[name].clone() for name in case.buffers}
     output = op(**(arguments | buffers | leaves))
-    outputs = output if isinstance(output, tuple) else (output,)
+    outputs = [o for o in (output if isinstance(output, tuple) else (output,)) if o is not None]
     gradients = torch.autograd.grad(outputs[0], list(leaves.values()), cotangent(outputs[0]))
     return Run(
         {f"output {i}": tensor.detach() for i, tensor in enumerate(outputs)},

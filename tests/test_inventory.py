@@ -135,6 +135,7 @@ def test_module_overrides_forward_only(name: str) -> None:
     added = set().union(*(vars(c) for c in ours.__mro__ if c.__module__ == manual_nn.__name__))
     assert added - {"__module__", "__doc__", "__qualname__"} <= {
         "forward",
+        "convert_sync_batchnorm",
         "__annotations__",
         "__firstlineno__",
         "__static_attributes__",
