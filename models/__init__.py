@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from models.cnn import cifar_cnn, fashion_cnn, mnist_cnn
 from models.mlp import mlp
+from models.resnet import resnet18
 from models.vgg import vgg
 
 MODELS: dict[str, Callable[..., Module]] = {
@@ -17,6 +18,7 @@ MODELS: dict[str, Callable[..., Module]] = {
     "cifar-cnn": cifar_cnn,
     "fashion-cnn": fashion_cnn,
     "vgg": vgg,
+    "resnet18": resnet18,
 }
 
 

@@ -11,7 +11,7 @@ import yaml
 from training.atomic import atomic_write
 
 DatasetName = Literal["digits", "moons", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
-ModelName = Literal["mlp", "mnist-cnn", "cifar-cnn", "fashion-cnn", "vgg"]
+ModelName = Literal["mlp", "mnist-cnn", "cifar-cnn", "fashion-cnn", "vgg", "resnet18"]
 OptimizerName = Literal["sgd", "sgd-moving-average", "adam", "adamw"]
 
 

@@ -31,6 +31,7 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
     "mnist-cnn": {"lr": 0.01},
     "cifar-cnn": {"epochs": 24, "lr": 0.004},
     "fashion-cnn": {"batch_norm": True, "dropout": 0.1, "epochs": 20, "lr": 0.005},
+    "resnet18": {"epochs": 3, "lr": 0.002},
     "vgg": {"batch_norm": True, "epochs": 30, "lr": 0.002, "weight_decay": 0.05},
 }
 

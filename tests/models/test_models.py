@@ -147,3 +147,23 @@ class TestErrors:
     def test_images_too_small(self, name, smallest):
         with pytest.raises(ValueError, match=f"at least {smallest}x{smallest} pixels, got 9x3"):
             models.build(name, nn, (1, 3, 9), 2)
+
+
+def test_resnet18_is_torchvisions_and_converted_for_manual_layers():
+    torch.manual_seed(0)
+    theirs = models.build("resnet18", torch.nn, (1, 28, 28), 10)
+    torch.manual_seed(0)
+    ours = models.build("resnet18", manual_ops.nn, (1, 28, 28), 10)
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+    kinds = {type(m) for m in ours.modules() if list(m.parameters(recurse=False))}
+    assert kinds == {manual_ops.nn.Conv2d, manual_ops.nn.BatchNorm2d, manual_ops.nn.Linear}
+    images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
+    losses = [torch.nn.functional.cross_entropy(m(images), labels) for m in (ours, theirs)]
+    gradients = [
+        torch.autograd.grad(loss, list(m.parameters()))
+        for loss, m in zip(losses, (ours, theirs), strict=True)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
