@@ -20,7 +20,8 @@ def bind(
     * ``apply`` of a class with ``setup_context`` calls ``inspect.signature`` every time; a class
       whose ``forward`` takes ctx does not, but only the former works under torch.func.
     * Dynamo refuses a class that defines ``jvp`` ("Unsupported custom jvp") and cannot read
-      attributes off a Function class; classes captured in a closure are fine.
+      attributes off a Function class; classes captured in a closure are fine. It also refuses
+      one tensor in two places ("duplicate tensor input").
     * Where Dynamo traces inside a transform, no Function can be mapped ("vmap over
       ApplyTemplate"): there PyTorch differentiates the plain formula, ``op.forward``.
     * torch.func needs two more things of ``jvp`` and ``setup_context``, see ``_Nestable``.
@@ -42,7 +43,7 @@ def bind(
         if torch.compiler.is_compiling():
             if torch._C._are_functorch_transforms_active():
                 return forward(*args)
-            return traced.apply(*args)
+            return traced.apply(*_distinct(args))
         try:
             if torch._C._are_functorch_transforms_active():
                 return transformed.apply(*args)
@@ -87,6 +88,15 @@ def _transformed(op: type[Function]) -> type[Function]:
 def _traced(op: type[Function]) -> type[Function]:
     """Return the twin for Dynamo, without ``jvp``."""
     return _twin(op, op, jvp=Function.jvp)
+
+
+def _distinct(args: tuple[Any, ...]) -> list[Any]:
+    """Return ``args`` with a view for each tensor that stands there already (q = k = v)."""
+    distinct: list[Any] = []
+    for arg in args:
+        again = isinstance(arg, Tensor) and any(arg is other for other in distinct)
+        distinct.append(arg.view_as(arg) if again else arg)
+    return distinct
 
 
 def _twin(op: type[Function], base: type, **members: Callable[..., Any]) -> type[Function]:
