@@ -156,18 +156,21 @@ def _gradients(
     g = widen(g)
     if needs_input or needs_bias:
         sums = g.sum(-1, keepdim=True)
-    normalised = (widen(x) - _of_group(mean)) * _of_group(rstd)
-    products = (g * normalised).sum(-1, keepdim=True)
+    s, centred = _of_group(rstd), widen(x) - _of_group(mean)
+    products = (g * centred).sum(-1, keepdim=True) * s
     if needs_weight:
         grad_weight = products.sum(0).reshape(-1)
     if needs_bias:
         grad_bias = sums.sum(0).reshape(-1)
     if needs_input:
+        # dL/dx = scale g + slope (x - m) + shift, with one factor for each channel or group
+        scale = s
         if weight is not None:
-            g, sums, products = g * weight, sums * weight, products * weight
+            scale, sums, products = s * weight, sums * weight, products * weight
         count = x.shape[-2] * x.shape[-1]
-        shift, slope = (t.sum(-2, keepdim=True) / count for t in (sums, products))
-        grad_input = torch.addcmul(g - shift, normalised, slope, value=-1) * _of_group(rstd)
+        slope = -s * s * products.sum(-2, keepdim=True) / count
+        shift = -s * sums.sum(-2, keepdim=True) / count
+        grad_input = torch.addcmul(torch.addcmul(shift, centred, slope), g, scale)
     return grad_input, grad_weight, grad_bias
 
 

@@ -195,9 +195,10 @@ def _gradients_by_blocks(
         if needs_weight:
             weight_sums.append(product.sum(0))
         if grad_input is not None:
+            part = g_rows.clone() if weight is None else g_rows * weight
             if weight is not None:
-                g_rows, product = g_rows * weight, product.mul_(weight)
-            part = g_rows - g_rows.mean(1, keepdim=True)
+                product.mul_(weight)
+            part.sub_(part.mean(1, keepdim=True))
             part.addcmul_(normalised, product.mean(1, keepdim=True), value=-1)
             grad_input[rows] = part.mul_(rstd[rows])
     return grad_input, _total(weight_sums), _total(bias_sums)
