@@ -164,6 +164,18 @@ def _linear(*, bias: bool = True) -> Case:
     return Case("linear", lambda: inputs(4096, 512, 512), lambda: inputs(64, 512, 10))
 
 
+def _attention(**settings: Any) -> Case:
+    def inputs(*shape: int) -> Inputs:
+        return {name: _leaf(*shape) for name in ("query", "key", "value")} | settings
+
+    return Case(
+        "scaled_dot_product_attention",
+        lambda: inputs(8, 12, 197, 64),
+        lambda: inputs(8, 4, 16, 16),
+        ", ".join(settings),
+    )
+
+
 CASES = [
     _linear(),
     _elementwise("relu"),
@@ -199,6 +211,8 @@ CASES = [
     _pool("avg_pool2d", 2, 2),
     _pool("avg_pool2d", 3, 2, 1),
     _elementwise("dropout", p=0.5),
+    _attention(),
+    _attention(is_causal=True),
     _elementwise("relu6"),
     _elementwise("elu"),
     _elementwise("silu"),

@@ -43,7 +43,8 @@ from torch.autograd import Function
 from .._apply import bind, may_overwrite
 from .._precision import lower_precision, widen
 
-# Scores in a block of backward: on a CPU they stay in its cache, elsewhere launches are dear.
+# Scores in a block of backward: for each thread of a CPU what stays in its cache; elsewhere more,
+# as launches are dear.
 _CPU_BLOCK, _DEVICE_BLOCK = 2**17, 2**26
 # Queries in a block of causal attention: keys after the last of them are left out.
 _CAUSAL_ROWS = 64
@@ -193,11 +194,14 @@ def _gradients_by_blocks(
     """Compute the same without ever holding all the scores."""
     query, key, *_ = operands
     _dropout_p, is_causal, _scale = settings
+    blocks = list(_blocks(query, key, is_causal))
+    if len(blocks) == 1:
+        return _gradients(operands, settings, needs)
     totals = [
         torch.zeros_like(widen(operand)) if needed else None
         for operand, needed in zip(operands, needs, strict=False)
     ]
-    for sample, head, row, column in _blocks(query, key, is_causal):
+    for sample, head, row, column in blocks:
         by_query, by_key = (sample, head, row), (sample, head, column)
         by_both = (sample, head, row, column)
         indices = (by_query, by_key, by_key, *[by_both] * 3, by_query, by_both)
@@ -216,7 +220,8 @@ def _blocks(query: Tensor, key: Tensor, is_causal: bool) -> Iterator[tuple[slice
     """Cut samples, heads and queries; where causal, also the keys, after the last query."""
     samples, heads, queries, _ = query.shape
     keys = key.shape[2]
-    room = (_CPU_BLOCK if query.device.type == "cpu" else _DEVICE_BLOCK) // max(keys, 1)
+    on_cpu = query.device.type == "cpu"
+    room = (_CPU_BLOCK * torch.get_num_threads() if on_cpu else _DEVICE_BLOCK) // max(keys, 1)
     cuts = []
     most = _CAUSAL_ROWS if is_causal else queries
     for count, limit in ((queries, most), (heads, heads), (samples, samples)):
