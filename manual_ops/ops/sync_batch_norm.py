@@ -179,8 +179,8 @@ def sync_batch_norm(
 ) -> Tensor:
     """Normalise every channel by the statistics of all processes' batches, in training.
 
-    On any device that the process group's backend serves. Not for ``vmap``, nor for
-    ``torch.compile`` with ``fullgraph=True``, because of the collective operations.
+    On any device that the process group's backend serves. Not for ``vmap``: a collective
+    operation cannot be mapped.
 
     Args:
         input: ``(N, C, *)``; N may differ between processes and be 0.
