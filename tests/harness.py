@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_ops import functional
@@ -14,8 +15,15 @@ from tests.cases import CASES, OpCase
 
 Op = Callable[..., Any]
 
+# Where the op under test is looked up; conformance.py holds torch.nn's to the same checks.
+library: Any = functional
+
 # Where torch.nn picks a kernel by the arguments, the strides of its gradients are the kernel's.
 STRIDES_BY_KERNEL = ("scaled_dot_product_attention", "multi_head_attention_forward")
+
+
+# One case of each op, where what is tested hangs on the op more than on its arguments.
+FIRST_CASES = tuple({case.op: case for case in reversed(CASES) if not case.exempt}.values())
 
 
 def cases_for(check: str = "", table: Sequence[OpCase] = CASES) -> pytest.MarkDecorator:
@@ -26,7 +34,7 @@ def cases_for(check: str = "", table: Sequence[OpCase] = CASES) -> pytest.MarkDe
 
 def subject(case: OpCase) -> Op:
     """The op under test."""
-    return getattr(functional, case.op)
+    return getattr(library, case.op)
 
 
 def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -156,8 +164,34 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, truth: Tensor, name: str) -
     # All drawn numbers are of order one: where terms cancel, a trace of their rounding remains.
     floor = torch.finfo(ours.dtype).eps * (8 * truth.abs().max() + 2)
     assert error <= allowance + floor, (
-        f"{name}: error {error:.3g}, torch.nn's {allowance / 2:.3g}, floor {floor:.3g}"
+        f"{name}: error {error:.3g}, the reference's {allowance / 2:.3g}, floor {floor:.3g}"
     )
+
+
+def requiring(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of ``arguments`` in which just ``names`` require grad."""
+    return {
+        name: value.detach().clone().requires_grad_(name in names)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def saved_bytes(output_of: Callable[[], Any]) -> tuple[int, set[int]]:
+    """Bytes of the distinct storages saved for backward, and their addresses."""
+    saved: dict[int, int] = {}
+    alive = []  # an address identifies a storage only while it lives
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive.append(output_of())
+    return sum(saved.values()), set(saved)
 
 
 class CountOps(TorchDispatchMode):

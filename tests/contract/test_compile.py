@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from tests.cases import CASES, OpCase
-from tests.harness import cases_for, on_differentiable, random_like, scalar, subject
+from tests.cases import OpCase
+from tests.harness import FIRST_CASES, cases_for, on_differentiable, random_like, scalar, subject
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-
-# One case per op where the tracing, not the case, is what is tested.
-FIRST_CASES = tuple({case.op: case for case in reversed(CASES) if not case.exempt}.values())
 
 # Arguments whose first dimension is the batch.
 PER_SAMPLE = ("input", "target", "query", "key", "value")

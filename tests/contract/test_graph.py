@@ -24,7 +24,9 @@ from tests.harness import (
     first,
     on_differentiable,
     random_like,
+    requiring,
     run,
+    saved_bytes,
     scalar,
     subject,
 )
@@ -52,16 +54,6 @@ def subsets(case: OpCase) -> list[tuple[str, ...]]:
     """Every way to ask for some of the gradients, all of them last."""
     names = case.differentiable
     return [c for n in range(1, len(names) + 1) for c in combinations(names, n)]
-
-
-def requiring(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of ``arguments`` in which just ``names`` require grad."""
-    return {
-        name: value.detach().clone().requires_grad_(name in names)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in arguments.items()
-    }
 
 
 def test_inputs_and_grad_output_are_not_modified(case: OpCase) -> None:
@@ -102,22 +94,6 @@ def test_only_the_gradients_asked_for_are_computed(case: OpCase) -> None:
     for names, some in calls.items():
         strictly = "input" not in names or "fewer operations" not in case.exempt
         assert some < every if strictly else some <= every, f"{names}: {some} calls of {every}"
-
-
-def saved_bytes(output_of: Callable[[], Any]) -> tuple[int, set[int]]:
-    """Bytes of the distinct storages saved for backward, and their addresses."""
-    saved: dict[int, int] = {}
-    alive = []  # an address identifies a storage only while it lives
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(output_of())
-    return sum(saved.values()), set(saved)
 
 
 def test_saves_no_more_bytes_than_torch(case: OpCase) -> None:
