@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.measure import compare
-from manual_ops.ops._conv_weight_gradient import weight_gradient
+from benchmarks.measure import compare, keep_memory
+from manual_ops.ops._conv_weight_gradient import _Geometry, _literally, weight_gradient
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,6 @@ CASES = [
 ]
 
 
-def _literal(
-    grad_output: Tensor, input: Tensor, case: Case, geometry: tuple[tuple[int, ...], ...]
-) -> Tensor:
-    """Convolve x with dL/dy as kernel; see ``_conv_weight_gradient``."""
-    stride, padding, dilation = geometry
-    in_channels, kernel = case.weight[1], case.weight[2:]
-    as_input = input.unflatten(1, (case.groups, in_channels)).movedim((2, 1), (0, 1)).flatten(1, 2)
-    as_kernel = grad_output.transpose(0, 1)
-    none = (0,) * len(stride)
-    gradient = torch.convolution(
-        as_input, as_kernel, None, dilation, padding, stride, False, none, case.groups
-    )
-    for dim, k in enumerate(kernel, start=2):
-        gradient = gradient.narrow(dim, 0, k)
-    return gradient.transpose(0, 1)
-
-
 def measure(case: Case, seconds: float) -> tuple[float, float]:
     """Return the time of ours and of the literal formula, over ATen's."""
     dims = len(case.weight) - 2
@@ -75,7 +58,7 @@ def measure(case: Case, seconds: float) -> tuple[float, float]:
         return weight_gradient(grad_output, input, weight.shape, *geometry, case.groups)
 
     def literally() -> Tensor:
-        return _literal(grad_output, input, case, geometry)
+        return _literally(grad_output, input, _Geometry(weight.shape[2:], *geometry), case.groups)
 
     for gradient in (ours(), literally()):
         torch.testing.assert_close(gradient, theirs(), rtol=1e-3, atol=1e-2)
@@ -89,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each comparison")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     print(f"{'input':20} {'weight':18} {'stride':>6} {'groups':>6} {'ours':>7} {'literally':>10}")
     for case in CASES:
         ours, literally = measure(case, args.seconds)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import manual_ops.nn
-from benchmarks.measure import compare, geometric_mean, saved_bytes
+from benchmarks.measure import compare, geometric_mean, keep_memory, saved_bytes
 from models import build
 
 
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     print(f"{'training step':24} {'ours':>11} {'torch.nn':>11}  ratio (quartiles)      saved bytes")
     ratios = []
     for case in CASES:

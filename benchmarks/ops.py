@@ -16,7 +16,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 import manual_ops.functional
-from benchmarks.measure import Comparison, compare, geometric_mean, saved_bytes
+from benchmarks.measure import Comparison, compare, geometric_mean, keep_memory, saved_bytes
 
 Inputs = dict[str, Any]
 
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     for size in ("large", "small") if args.size == "both" else (args.size,):
         print(f"\n{size:40} {'ours':>10} {'torch.nn':>10}  ratio (quartiles)      saved bytes")
         ratios = []

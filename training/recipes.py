@@ -53,7 +53,15 @@ _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
         "lr": 0.005,
         "select": "last",
     },
-    ("mnist", "mnist-cnn"): {"epochs": 8, "batch_size": 64, "select": "last"},
+    ("mnist", "mnist-cnn"): {
+        "epochs": 8,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "nesterov": True,
+        "lr": 0.05,
+        "validation": 0.02,
+        "select": "last",
+    },
     ("cifar10", "mlp"): {
         "hidden": (1000, 500, 200, 100, 100),
         "activation": "leaky_relu",

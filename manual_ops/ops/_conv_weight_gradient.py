@@ -1,4 +1,4 @@
-"""The weight gradient of a convolution: one sum, handed to forward kernels in four ways.
+"""The weight gradient of a convolution: one sum, handed to forward kernels in five ways.
 
            dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]          (see conv.py)
 
@@ -47,6 +47,8 @@ def weight_gradient(
         way = _by_taps
     elif sums_apart and in_channels < 16:
         way = _by_samples
+    elif in_channels < 32 and math.prod(kernel) >= 25:  # K x K positions enough to fill vectors
+        way = _literally
     else:
         way = _by_rows
     return way(grad_output, input, geometry, groups).reshape(weight_shape)
@@ -59,6 +61,14 @@ class _Geometry(NamedTuple):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+
+
+def _literally(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """Batch and channels change places in both arguments, and in the result."""
+    batch = input.shape[0]
+    images = input.reshape(batch, groups, -1, *input.shape[2:]).movedim((2, 1), (0, 1))
+    images = images.reshape(-1, groups * batch, *input.shape[2:])
+    return _correlate(images, grad_output.transpose(0, 1), geometry, groups).transpose(0, 1)
 
 
 def _by_planes(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
