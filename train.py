@@ -36,6 +36,7 @@ from training import report
 from training.atomic import atomic_write
 from training.cli import parse_args
 from training.config import Config, flag
+from training.curves import CurveLogger
 from training.data import Data, load, steps_per_epoch, training_batches
 from training.evaluation import evaluate
 from training.log import LOG_EVERY, ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
@@ -66,6 +67,7 @@ def run(args: Sequence[str]) -> int:
         model = build_model(config, data, layers)
         run_dir = make_run_dir(config)
         config.save(run_dir / "config.yaml")
+        data.save(run_dir / "inputs.json")
     except (ValueError, OSError) as error:
         # A mistake in the settings or the data; the message says how to mend it.
         print(f"error: {error}", file=sys.stderr)
@@ -73,6 +75,7 @@ def run(args: Sequence[str]) -> int:
 
     print(report.heading(config, data, model), flush=True)
     logger = make_logger(config, data, run_dir)
+    logger.log_settings(config.plain())
     try:
         history, selected = train(config, data, model, layers, logger, run_dir / "weights.pt")
         model.load_state_dict(torch.load(run_dir / "weights.pt", weights_only=True))
@@ -247,9 +250,12 @@ def make_run_dir(config: Config) -> Path:
 
 
 def make_logger(config: Config, data: Data, run_dir: Path) -> Logger:
-    """Return a logger to the console and, if wanted, TensorBoard."""
+    """Return a logger to the console, to the run's curves and, if wanted, to TensorBoard."""
     console = ConsoleLogger(config.epochs * steps_per_epoch(config, data))
-    return Loggers(console, TensorBoardLogger(run_dir)) if config.tensorboard else console
+    loggers = [console, CurveLogger(run_dir)]
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(run_dir))
+    return Loggers(*loggers)
 
 
 if __name__ == "__main__":

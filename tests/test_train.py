@@ -85,7 +85,10 @@ class TestDefaultRun:
     def test_leaves_everything_in_the_run_folder(self, run, tmp_path):
         metrics = run("--epochs", "2")
         names = {path.name.partition(".tfevents")[0] for path in Path("run").iterdir()}
-        assert names == {"config.yaml", "weights.pt", "metrics.json", "kernels.png", "events.out"}
+        assert names == {
+            "config.yaml", "inputs.json", "weights.pt", "metrics.json", "curves.jsonl",
+            "kernels.png", "events.out",
+        }  # fmt: skip
         assert metrics.keys() >= {
             "test_accuracy", "test_loss", "per_class_accuracy", "parameters", "epochs", "seconds",
             "images_per_second",

@@ -153,13 +153,14 @@ class Config:
         if self.image_size is not None and self.dataset != "folder":
             raise ValueError("--image-size needs --dataset folder; other data sets have one size")
 
+    def plain(self) -> dict[str, Any]:
+        """Return every setting by name, as YAML's own types."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
     def save(self, path: Path) -> None:
         """Write every setting to the YAML file ``path``."""
-        settings = {
-            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
         with atomic_write(path) as file:
-            file.write(yaml.safe_dump(settings, sort_keys=False).encode())
+            file.write(yaml.safe_dump(self.plain(), sort_keys=False).encode())
 
 
 def flag(name: str) -> str:

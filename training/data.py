@@ -9,6 +9,7 @@ from torch import Tensor
 from training.augment import random_crop, random_flip
 from training.config import Config
 from training.datasets import read
+from training.inputs import Inputs
 
 # The split is the same for every seed, so that runs with different seeds compare on equal images.
 SPLIT_SEED = 0
@@ -31,38 +32,18 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class Data(Inputs):
     """A data set, split and ready to train on.
 
     Attributes:
         train: What the weights are fitted to.
         validation: Held out of training; chooses the best epoch.
         test: Looked at once, at the end.
-        classes: Class names; a label is an index into them.
-        mean: Per-channel mean of the training inputs, shaped to broadcast against an input.
-        std: Per-channel standard deviation, likewise.
     """
 
     train: Split
     validation: Split
     test: Split
-    classes: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: ``(channels, height, width)`` or ``(features,)``."""
-        return tuple(self.train.inputs.shape[1:])
-
-    @property
-    def has_images(self) -> bool:
-        """Whether the inputs are images."""
-        return len(self.input_shape) == 3
-
-    def normalise(self, inputs: Tensor) -> Tensor:
-        """Return raw inputs with the training set's mean 0 and deviation 1, in torch's float."""
-        return (inputs.to(self.mean.dtype) - self.mean) / self.std
 
 
 def load(config: Config, device: torch.device) -> Data:
@@ -98,6 +79,7 @@ def load(config: Config, device: torch.device) -> Data:
         train=train,
         validation=split(raw.train_inputs, raw.train_labels, order[:held_out]),
         test=split(raw.test_inputs, raw.test_labels),
+        input_shape=tuple(train.inputs.shape[1:]),
         classes=raw.classes,
         mean=mean,
         std=std,

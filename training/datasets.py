@@ -28,11 +28,12 @@ def read(config: Config) -> Raw:
 
 
 def _digits(config: Config) -> Raw:
-    """1,797 handwritten digits of 8x8 pixels from 0 to 16; a fifth is the test set."""
+    """1,797 handwritten digits of 8x8 pixels; a fifth is the test set."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images.astype(np.uint8)).unsqueeze(1)
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # scikit-learn's go up to 16
+    images = torch.from_numpy(pixels).unsqueeze(1)
     return _hold_out_test(images, torch.from_numpy(digits.target).long(), tuple("0123456789"))
 
 

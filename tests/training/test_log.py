@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
 from tests.training.recorder import Recorder
 from training.log import ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
@@ -25,6 +27,8 @@ def test_the_plain_logger_does_nothing():
     logger = Logger()
     logger.log({"a": 1.0}, 1)
     logger.log_image("b", torch.zeros(3, 1, 1, dtype=torch.uint8), 1)
+    logger.log_precision_recall("c", torch.tensor([True]), torch.tensor([0.5]), 1)
+    logger.log_settings({"d": 1})
     logger.close()
 
 
@@ -123,6 +127,28 @@ class TestTensorBoard:
         assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 0.5), (2, 0.25)]
         image = events.Images("pictures/kernels")[0]
         assert (image.step, image.width, image.height) == (2, 5, 4)
+
+    def test_precision_recall(self, tmp_path):
+        logger = TensorBoardLogger(tmp_path)
+        hits, scores = torch.tensor([True, False, True]), torch.tensor([0.9, 0.6, 0.3])
+        logger.log_precision_recall("precision_recall/cat", hits, scores, 7)
+        logger.close()
+        (event,) = self.events(tmp_path).Tensors("precision_recall/cat")
+        assert event.step == 7
+        precision, recall = make_ndarray(event.tensor_proto)[4:, 64]  # at a threshold of one half
+        assert (precision, recall) == (0.5, 0.5)
+
+    def test_settings_are_in_the_run_itself(self, tmp_path):
+        logger = TensorBoardLogger(tmp_path)
+        logger.log_settings({"lr": 0.1, "flip": True, "hidden": [3, 4], "limit": None})
+        logger.close()
+        assert [path.is_file() for path in tmp_path.iterdir()] == [True]
+        plugin = self.events(tmp_path).summary_metadata
+        content = plugin["_hparams_/session_start_info"].plugin_data.content
+        settings = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert settings["lr"].number_value == 0.1
+        shown = {name: settings[name].string_value for name in ("flip", "hidden", "limit")}
+        assert shown == {"flip": "True", "hidden": "[3, 4]", "limit": "None"}
 
     def test_a_second_run_in_the_directory_replaces_the_first(self, tmp_path):
         for value in (1.0, 2.0):

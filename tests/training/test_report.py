@@ -22,6 +22,7 @@ def data(channels: int = 1, size: int = 4, count: int = 6) -> Data:
         train=split,
         validation=split,
         test=split,
+        input_shape=(channels, size, size),
         classes=("cat", "dog", "cow"),
         mean=torch.full(shape, 100.0),
         std=torch.full(shape, 50.0),
