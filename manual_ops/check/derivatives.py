@@ -1,0 +1,200 @@
+"""Checks of derivatives: every order and mode, each against finite differences of the one before.
+
+The numbers come from ``differences``; here stands only which function is differentiated how.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from manual_ops.check.differences import Function, check_gradients, check_tangents
+from manual_ops.check.exam import Check, Exam, random_like
+from manual_ops.check.report import Row
+
+Tensors = tuple[Tensor, ...]
+
+
+def draw_like(tensors: Iterable[Tensor], seed: int) -> Tensors:
+    """Normal numbers like each of ``tensors``."""
+    return tuple(random_like(tensor, seed + i) for i, tensor in enumerate(tensors))
+
+
+def gradients(function: Function, tensors: Sequence[Tensor], cotangents: Tensors) -> Tensors:
+    """The gradients of ``Re <function(*tensors), cotangents>``; zeros where there is none.
+
+    Differentiable in both arguments wherever grad mode is on.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tensors = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+        pairs = [
+            (output, cotangent)
+            for output, cotangent in zip(function(*tensors), cotangents, strict=True)
+            if output.requires_grad
+        ]
+        if not pairs:
+            return tuple(torch.zeros_like(tensor) for tensor in tensors)
+        outputs, cotangents = zip(*pairs, strict=True)
+        found: Tensors = torch.autograd.grad(
+            outputs,
+            tensors,
+            cotangents,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return found
+
+
+def gradient_function(function: Function, inputs: int) -> Function:
+    """The gradients as a function of ``inputs`` tensors and the cotangents."""
+    return lambda *args: gradients(function, args[:inputs], args[inputs:])
+
+
+def tangents(function: Function, tensors: Tensors, directions: Tensors) -> Tensors:
+    """The derivatives of ``function`` along ``directions``, by forward mode."""
+    with forward_ad.dual_level():
+        outputs = function(*map(forward_ad.make_dual, tensors, directions))
+        unpacked = [forward_ad.unpack_dual(output) for output in outputs]
+        return tuple(
+            torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in unpacked
+        )
+
+
+def tangent_function(function: Function, directions: Tensors) -> Function:
+    """The derivatives along fixed ``directions``, by torch.func, so that they nest."""
+    return lambda *tensors: torch.func.jvp(function, tensors, directions)[1]
+
+
+def pullback_function(function: Function, cotangents: Tensors) -> Function:
+    """The gradients for fixed ``cotangents``, by torch.func, so that they nest."""
+    return lambda *tensors: torch.func.vjp(function, *tensors)[1](cotangents)
+
+
+def gradient(check: Check, exam: Exam) -> Iterator[Row]:
+    """Reverse mode against central differences, element by element."""
+    op = exam.precise
+    leaves = op.leaf_tensors()
+    outputs = op(*leaves)
+    cotangents = draw_like(outputs, 1)
+    found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+    findings = check_gradients(op, leaves, cotangents, filled)
+    for name, given, finding in zip(op.tensor_names, found, findings, strict=True):
+        cause = ""
+        if given is None:
+            cause = "backward returns None for this input although the output depends on it."
+        yield check.judged(name, finding, cause)
+
+
+def batched_gradient(check: Check, exam: Exam) -> Iterator[Row]:
+    """Backward of several cotangents at once (``is_grads_batched``) against one by one."""
+    op = exam.given
+    leaves = op.leaf_tensors()
+    outputs = op(*leaves)
+    batches = [draw_like(outputs, seed) for seed in (1, 2, 3)]
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    singly = [torch.autograd.grad(outputs, leaves, batch, **options) for batch in batches]
+    stacked = [torch.stack(list(column)) for column in zip(*batches, strict=True)]
+    found = torch.autograd.grad(outputs, leaves, stacked, is_grads_batched=True, **options)
+    for name, together, *apart in zip(op.tensor_names, found, *singly, strict=True):
+        yield check.equal(name, together, torch.stack(apart))
+
+
+def double_backward(check: Check, exam: Exam) -> Iterator[Row]:
+    """Backward of backward, by inputs and by grad_output."""
+    op = exam.precise
+    first = gradient_function(op, len(op.tensors))
+    yield _reverse(check, first, *_first_order_point(exam))
+
+
+def third_order(check: Check, exam: Exam) -> Iterator[Row]:
+    """Backward of double backward."""
+    op = exam.precise
+    first = gradient_function(op, len(op.tensors))
+    point, names = _first_order_point(exam)
+    second = gradient_function(first, len(point))
+    directions = draw_like(op.tensors, 20)
+    names = (*names, *(f"direction of {name}" for name in op.tensor_names))
+    yield _reverse(check, second, (*point, *directions), names)
+
+
+def forward_mode(check: Check, exam: Exam) -> Iterator[Row]:
+    """Forward mode (``jvp``) against differences along a random direction."""
+    yield _forward(check, exam.precise, exam.precise.tensors, tangents)
+
+
+def forward_over_reverse(check: Check, exam: Exam) -> Iterator[Row]:
+    """Forward mode through backward."""
+    op = exam.precise
+    first = gradient_function(op, len(op.tensors))
+    point, _ = _first_order_point(exam)
+    with torch.enable_grad():
+        yield _forward(check, first, tuple(t.requires_grad_() for t in point), tangents)
+
+
+def reverse_over_forward(check: Check, exam: Exam) -> Iterator[Row]:
+    """Backward through forward mode."""
+    op = exam.precise
+    derivative = tangent_function(op, draw_like(op.tensors, 30))
+    yield _reverse(check, derivative, op.tensors, op.tensor_names)
+
+
+def forward_over_forward(check: Check, exam: Exam) -> Iterator[Row]:
+    """Forward mode through forward mode (jvp of jvp)."""
+    op = exam.precise
+    derivative = tangent_function(op, draw_like(op.tensors, 30))
+    yield _forward(check, derivative, op.tensors, _transformed_tangents)
+
+
+def third_order_forward(check: Check, exam: Exam) -> Iterator[Row]:
+    """Forward mode three times, and forward mode through grad of grad."""
+    op = exam.precise
+    second = tangent_function(op, draw_like(op.tensors, 30))
+    second = tangent_function(second, draw_like(op.tensors, 40))
+    yield _forward(check, second, op.tensors, _transformed_tangents, "jvp of jvp of jvp")
+    with torch.no_grad():
+        cotangents = draw_like(op(*op.tensors), 1)
+    second = pullback_function(pullback_function(op, cotangents), draw_like(op.tensors, 20))
+    yield _forward(check, second, op.tensors, _transformed_tangents, "jvp of grad of grad")
+
+
+def _first_order_point(exam: Exam) -> tuple[Tensors, tuple[str, ...]]:
+    """The inputs and cotangents that the gradients are functions of, and their names."""
+    op = exam.precise
+    with torch.no_grad():
+        cotangents = draw_like(op(*op.tensors), 1)
+    several = len(cotangents) > 1
+    names = [f"grad_output {k}" if several else "grad_output" for k in range(len(cotangents))]
+    return (*(t.clone() for t in op.tensors), *cotangents), (*op.tensor_names, *names)
+
+
+def _reverse(check: Check, function: Function, point: Tensors, names: Sequence[str]) -> Row:
+    """Differentiate ``function`` in reverse mode at ``point`` and judge it."""
+    with torch.no_grad():
+        cotangents = draw_like(function(*point), 10)
+    leaves = tuple(t.detach().requires_grad_() for t in point)
+    found = [g.detach() for g in gradients(function, leaves, cotangents)]
+    findings = check_gradients(function, leaves, cotangents, found)
+    return check.worst(zip(names, findings, strict=True))
+
+
+def _forward(
+    check: Check,
+    function: Function,
+    point: Tensors,
+    differentiate: Callable[[Function, Tensors, Tensors], Tensors],
+    subject: str = "",
+) -> Row:
+    """Differentiate ``function`` along a direction at ``point`` and judge it."""
+    directions = draw_like(point, 50)
+    found = differentiate(function, point, directions)
+    findings = check_tangents(function, point, directions, found)
+    names = [f"output {k}" if len(found) > 1 else "" for k in range(len(found))]
+    return check.worst(zip(names, findings, strict=True), subject)
+
+
+def _transformed_tangents(function: Function, tensors: Tensors, directions: Tensors) -> Tensors:
+    return tangent_function(function, directions)(*tensors)

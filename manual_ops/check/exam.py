@@ -1,0 +1,174 @@
+"""What every check is given, and how its findings become rows."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from manual_ops.check.causes import explain, unsupported
+from manual_ops.check.differences import Finding, machine_epsilon, place
+from manual_ops.check.report import NotApplicableError, Row
+from manual_ops.check.subject import Subject
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An op under check.
+
+    Attributes:
+        given: The op on the inputs as they were given.
+        reference: Another implementation on the same inputs.
+    """
+
+    given: Subject
+    reference: Subject | None = None
+
+    @cached_property
+    def precise(self) -> Subject:
+        """The op on the inputs in float64, if it takes them and computes in it."""
+        wide = self.given.to(torch.float64)
+        try:
+            with torch.enable_grad():
+                outputs = wide(*wide.leaf_tensors())
+        except Exception:  # whatever the op raises for a dtype it does not know
+            return self.given
+        exact = all(o.dtype in (torch.float64, torch.complex128) for o in outputs)
+        return wide if exact else self.given
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done with the inputs."""
+        dtypes = {str(t.dtype).removeprefix("torch.") for t in self.given.tensors}
+        notes = []
+        if self.precise is self.given and dtypes & {"float32", "float16", "bfloat16", "complex64"}:
+            notes.append(
+                f"derivatives checked in {', '.join(sorted(dtypes))}, as the op does not compute "
+                "in float64: errors below a thousandth cannot be seen"
+            )
+        elif self.precise is not self.given and dtypes - {"float64", "complex128"}:
+            notes.append(f"derivatives checked in float64; inputs given in {', '.join(dtypes)}")
+        if self.given.random:
+            notes.append("draws random numbers: the generator is seeded before every call")
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: As in the report.
+        rows: Runs it. Raises NotApplicableError where there is nothing to check; what else it
+            raises is the op's failure.
+        meaning: What is checked, a clause.
+    """
+
+    name: str
+    rows: Callable[["Check", Exam], Iterable[Row]]
+    meaning: str
+
+    def __call__(self, exam: Exam) -> Iterator[Row]:
+        """Run the check; never raises for what the op does."""
+        try:
+            yield from self.rows(self, exam)
+        except NotApplicableError as reason:
+            yield Row(self.name, "n/a", detail=str(reason))
+        except Exception as error:
+            missing = unsupported(error)
+            if missing:
+                yield Row(self.name, "n/a", detail=missing)
+            else:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                found = f"{type(error).__name__}: {lines[0] if lines else ''}"
+                yield Row(self.name, "FAIL", detail=found, cause=explain(self.name, error))
+
+    def passed(self, subject: str = "", detail: str = "") -> Row:
+        """A row that passes."""
+        return Row(self.name, "pass", subject, detail=detail)
+
+    def failed(self, subject: str, detail: str, where: str = "", cause: str = "") -> Row:
+        """A row that fails."""
+        cause = cause or explain(self.name)
+        return Row(self.name, "FAIL", subject, where=where, detail=detail, cause=cause)
+
+    def judged(self, subject: str, finding: Finding, cause: str = "") -> Row:
+        """A row on derivatives that were compared with finite differences."""
+        detail = ""
+        if not finding.ok:
+            detail = f"is {finding.analytic:.6g}, by finite differences {finding.numerical:.6g}"
+        elif finding.kinks:
+            places = f"{len(finding.kinks)} place{'s' if len(finding.kinks) > 1 else ''}"
+            detail = f"not differentiable at {places}: {finding.kinks[0]}"
+        return Row(
+            self.name,
+            "FAIL" if not finding.ok else "kink" if finding.kinks else "pass",
+            subject,
+            finding.absolute,
+            finding.relative,
+            finding.where,
+            detail,
+            "" if finding.ok else cause or explain(self.name),
+        )
+
+    def worst(self, findings: Iterable[tuple[str, Finding]], subject: str = "") -> Row:
+        """One row for the worst of several findings, by the name of what each is about."""
+        order = ("pass", "kink", "FAIL")
+        named = [(name, self.judged(subject, finding)) for name, finding in findings]
+        name, row = max(named, key=lambda pair: (order.index(pair[1].verdict), pair[1].relative))
+        return replace(row, where=f"{name} {row.where}".strip())
+
+    def equal(
+        self,
+        subject: str,
+        found: Tensor,
+        expected: Tensor,
+        *,
+        ulps: float = 64,
+        cause: str = "",
+    ) -> Row:
+        """A row on a tensor that must equal another up to rounding.
+
+        Args:
+            subject: What is compared.
+            found: The tensor under check.
+            expected: What it must be.
+            ulps: Rounding allowed, in units in the last place of the largest element.
+            cause: Likely cause of a difference.
+        """
+        if found.shape != expected.shape:
+            shapes = f"shape {list(found.shape)}, expected {list(expected.shape)}"
+            return self.failed(subject, shapes, cause=cause)
+        if not found.numel():
+            return self.passed(subject)
+        a, b = (
+            t.detach().to(torch.promote_types(t.dtype, torch.double)) for t in (found, expected)
+        )
+        difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+        difference = difference.nan_to_num(nan=torch.inf).flatten()
+        index = int(difference.argmax())
+        absolute, value, right = float(difference[index]), a.flatten()[index], b.flatten()[index]
+        eps = machine_epsilon([found])
+        size = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+        ok = absolute <= ulps * eps * size
+        return Row(
+            self.name,
+            "pass" if ok else "FAIL",
+            subject,
+            absolute,
+            absolute / float(right.abs()) if right else absolute,
+            place(index, tuple(a.shape)),
+            "" if ok else f"is {value.item():.6g}, expected {right.item():.6g}",
+            "" if ok else cause or explain(self.name),
+        )
+
+
+def random_like(tensor: Tensor, seed: int) -> Tensor:
+    """Normal numbers of the shape, dtype, device and strides of ``tensor``."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=wide)
+    return torch.empty_like(tensor).copy_(drawn).detach()

@@ -1,0 +1,89 @@
+"""The checks in order, and ``check``, which runs them."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import Module
+from torch.utils._pytree import tree_leaves
+
+from manual_ops.check import derivatives
+from manual_ops.check.exam import Check, Exam
+from manual_ops.check.report import Report, Row
+from manual_ops.check.subject import Subject
+
+Checkable = Callable[..., Any] | type[Function] | Module
+
+
+def _table(checks: Mapping[str, Callable[[Check, Exam], Iterable[Row]]]) -> dict[str, Check]:
+    return {
+        name: Check(name, rows, (rows.__doc__ or "").strip().splitlines()[0])
+        for name, rows in checks.items()
+    }
+
+
+CHECKS: dict[str, Check] = _table(
+    {
+        "gradient": derivatives.gradient,
+        "batched gradient": derivatives.batched_gradient,
+        "double backward": derivatives.double_backward,
+        "third order": derivatives.third_order,
+        "forward mode": derivatives.forward_mode,
+        "forward over reverse": derivatives.forward_over_reverse,
+        "reverse over forward": derivatives.reverse_over_forward,
+        "jvp of jvp": derivatives.forward_over_forward,
+        "third order, forward": derivatives.third_order_forward,
+    }
+)
+
+
+def check(
+    fn: Checkable,
+    *inputs: Any,
+    reference: Checkable | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    mutates: Sequence[str] = (),
+    seed: int = 0,
+) -> Report:
+    """Check the derivatives and the conduct of an op.
+
+    Args:
+        fn: An ``autograd.Function``, a callable or a module.
+        *inputs: Its inputs. Gradients are checked of the floating-point and complex tensors that
+            require grad, of all of them if none does; and of a module's parameters.
+        reference: Another implementation, to compare values and gradients with.
+        keywords: Keyword inputs.
+        only: Names of the checks to run; by default all of ``CHECKS``.
+        skip: Names of checks to leave out.
+        mutates: Names of tensors that ``fn`` is meant to update in place.
+        seed: Of the random numbers that ``fn`` draws: the same in every call.
+
+    Returns:
+        A report; it prints as a table. Nothing is raised for what is found.
+
+    Raises:
+        TypeError: ``fn`` is none of these, or nothing can be differentiated.
+        ValueError: A name is not known.
+    """
+    unknown = [name for name in (*(only or ()), *skip) if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"there is no check {unknown}; the checks are {list(CHECKS)}")
+    chosen = [c for n, c in CHECKS.items() if n not in skip and (only is None or n in only)]
+    cuda = {
+        x.device for x in tree_leaves((inputs, keywords)) if isinstance(x, Tensor) and x.is_cuda
+    }
+    with torch.random.fork_rng(list(cuda)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's loop: slow
+        torch.manual_seed(seed)
+        subject = Subject.of(fn, inputs, keywords, mutates=mutates, seed=seed)
+        other = None
+        if reference is not None:
+            other = Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed).on(subject)
+        exam = Exam(subject, other)
+        rows = tuple(row for one in chosen for row in one(exam))
+        return Report(subject.title, exam.notes, rows)
