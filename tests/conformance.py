@@ -1,8 +1,8 @@
 """The contract tests on our ops and on torch.nn's: ``python -m tests.conformance`` prints a table.
 
 Each library is tested in a process of its own, by pytest, with the tests of ``tests/contract`` as
-they are; here stands only which tests make up a column. Every case of ``tests/cases.py`` counts, in
-the columns of compilation the first of each op.
+they are; here stands only which tests make up a column. Every case of ``manual_ops.testing.cases``
+counts, in the columns of compilation the first of each op.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import torch.nn.functional as torch_functional
 from torch._dynamo.exc import TorchDynamoException
 
 import manual_ops
+from manual_ops.testing.cases import CASES, OpCase
 from tests import harness
-from tests.cases import CASES, OpCase
 from tests.harness import FIRST_CASES, requiring, saved_bytes
 
 COMMAND = "python -m tests.conformance > docs/conformance.md"
@@ -325,7 +325,7 @@ def page(table: Table) -> Iterator[str]:
     yield ""
     yield "## Exemptions"
     yield ""
-    yield "Cases that a check leaves out, ours and torch.nn's, by its name in `tests/cases.py`:"
+    yield "Cases that a check leaves out, ours and torch.nn's, by its name in `testing/cases.py`:"
     yield ""
     yield from table.exemptions()
 

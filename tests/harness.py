@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_ops import functional
-from tests.cases import CASES, OpCase
+from manual_ops.testing.cases import CASES, OpCase
 
 Op = Callable[..., Any]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cases import CASES
+from manual_ops.testing.cases import CASES
 from tests.conformance import COLUMNS, Outcome, Table, reason, row
 
 ROOT = Path(__file__).parents[1]

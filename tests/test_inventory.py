@@ -16,8 +16,8 @@ from torch import nn
 import manual_ops
 from manual_ops import functional
 from manual_ops import nn as manual_nn
+from manual_ops.testing.cases import CASES, EMPTY_CASES, OpCase
 from tests.bad_calls import BAD_CALLS
-from tests.cases import CASES, EMPTY_CASES, OpCase
 from tests.harness import CountOps, cases_for, on_differentiable, random_like, subject
 from tests.test_nn import MODULE_CASES
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manual_ops import nn as manual_nn
-from tests.draws import Draw, constant, labels, normal, probabilities, spread, uniform
+from manual_ops.testing.draws import Draw, constant, labels, normal, probabilities, spread, uniform
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manual_ops import functional, override
 from manual_ops._override import _ROUTES
-from tests.cases import CASES, OpCase
+from manual_ops.testing.cases import CASES, OpCase
 from tests.harness import CountOps, Run, cases_for, first, random_like, run
 
 

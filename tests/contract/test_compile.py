@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from tests.cases import OpCase
+from manual_ops.testing.cases import OpCase
 from tests.harness import FIRST_CASES, cases_for, on_differentiable, random_like, scalar, subject
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.cases import OpCase
+from manual_ops.testing.cases import OpCase
 from tests.harness import cases_for, on_differentiable, random_like, scalar, subject
 
 pytestmark = cases_for()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from manual_ops import functional
-from tests.cases import OpCase
+from manual_ops.testing.cases import OpCase
 from tests.harness import STRIDES_BY_KERNEL, assert_like, cases_for, first, random_like, subject
 
 Call = Callable[[Any], Tensor | tuple[Tensor, ...]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from tests.cases import OpCase
+from manual_ops.testing.cases import OpCase
 from tests.harness import (
     CountOps,
     cases_for,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.cases import CASES, OpCase
+from manual_ops.testing.cases import CASES, OpCase
 from tests.harness import cases_for, first, on_differentiable, run, scalar, subject
 
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "pos_weight")

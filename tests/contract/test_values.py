@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import CASES, EMPTY_CASES, OpCase
+from manual_ops.testing.cases import CASES, EMPTY_CASES, OpCase
 from tests.harness import (
     STRIDES_BY_KERNEL,
     assert_matches,

@@ -10,7 +10,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from manual_ops import functional
-from tests.draws import labels, normal, uniform
+from manual_ops.testing.draws import labels, normal, uniform
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = normal(5, 4).sample(GENERATOR)

@@ -1,4 +1,4 @@
-"""How the tensor arguments of the tests' cases are drawn.
+"""How the tensor arguments of cases are drawn.
 
 In float64 or int64 from a seeded generator, to be rounded to the dtype under test: the float64
 truth of a low-precision run is then computed from the very same numbers.
@@ -20,10 +20,12 @@ class Draw:
 
 
 def normal(*shape: int) -> Draw:
+    """Standard normal numbers."""
     return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64))
 
 
 def uniform(*shape: int, low: float, high: float) -> Draw:
+    """Numbers between ``low`` and ``high``."""
     return Draw(lambda g: low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64))
 
 
@@ -39,10 +41,12 @@ def spread(*shape: int) -> Draw:
 
 
 def probabilities(*shape: int, dim: int) -> Draw:
+    """Positive numbers that sum to one along ``dim``."""
     return Draw(lambda g: torch.randn(shape, generator=g, dtype=torch.float64).softmax(dim))
 
 
 def labels(*shape: int, classes: int) -> Draw:
+    """Class indices, int64 below ``classes``."""
     return Draw(lambda g: torch.randint(classes, shape, generator=g), differentiable=False)
 
 

@@ -1,4 +1,4 @@
-"""The one table of op cases that every contract test is driven by.
+"""The table of cases: what the checks, the contract tests and the table of conformance run on.
 
 A case names an op of ``manual_ops.functional``, its arguments and what they cover.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.draws import (
+from manual_ops.testing.draws import (
     Draw,
     booleans,
     constant,
@@ -59,10 +59,12 @@ class OpCase:
 
     @property
     def id(self) -> str:
+        """Op and variant."""
         return f"{self.op}-{self.variant}"
 
     @property
     def differentiable(self) -> tuple[str, ...]:
+        """Names of the arguments that gradients are taken of."""
         return tuple(
             name
             for name, value in self.arguments.items()
@@ -71,6 +73,7 @@ class OpCase:
 
     @property
     def reference(self) -> Callable[..., Any]:
+        """The op of torch that is the measure."""
         return _REFERENCES.get(self.op) or getattr(F, self.op)
 
     def sample(
