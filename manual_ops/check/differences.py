@@ -310,9 +310,9 @@ def _judge(
         allowed = _allowed(some, analytic, eps)
         central = torch.stack([look.central for look in looks])
         noise = torch.stack([look.noise for look in looks])
-        # Rounding excuses little: a step too short to tell right from wrong does not acquit.
-        errors = (some - central).abs() - torch.minimum(noise, 50 * allowed)
-        errors = errors.nan_to_num(nan=torch.inf)
+        # A step too short to tell right from wrong for the rounding error does not acquit.
+        excused = noise.minimum((4 * noise[0]).maximum(1e-3 * allowed / _cube_root(eps)))
+        errors = ((some - central).abs() - excused).nan_to_num(nan=torch.inf)
         agrees = (errors <= allowed).any(0) | _same_not_finite(some, central).any(0)
         jumps = _jumps(*(looks[i] for i in _CLOSER))
         on_kink = ~agrees & (jumps | _is_subgradient(some, looks[0], looks[1], allowed))
@@ -354,7 +354,12 @@ def _is_subgradient(some: Tensor, look: _Quotients, closer: _Quotients, allowed:
     low = slopes.amin(0).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     high = slopes.amax(0).nan_to_num(nan=torch.inf, posinf=torch.inf)
     slack = allowed + closer.noise.nan_to_num(nan=0.0, posinf=0.0)
-    return (stays_apart | edge_of_domain) & (low - slack <= some) & (some <= high + slack)
+    # Nor has a vertical tangent a derivative: the quotients grow without bound.
+    grows = [3 * getattr(look, s).abs() < getattr(closer, s).abs() for s in ("left", "right")]
+    steeper = [getattr(closer, s) * some > 0 for s in ("left", "right")]
+    vertical = some.isinf() & ((grows[0] & steeper[0]) | (grows[1] & steeper[1]))
+    between = (low - slack <= some) & (some <= high + slack)
+    return ((stays_apart | edge_of_domain) & between) | vertical
 
 
 def _jumps(*looks: _Quotients) -> Tensor:
@@ -382,7 +387,8 @@ def _allowed(some: Tensor, every: Tensor, eps: float) -> Tensor:
     """Error allowed for the derivatives ``some``, among all of a tensor."""
     finite = every[every.isfinite()]
     largest = finite.abs().max() if finite.numel() else some.new_zeros(())
-    return _cube_root(eps) * (some.abs() + 0.01 * largest)
+    sizes = some.abs().nan_to_num(nan=0.0, posinf=0.0)
+    return _cube_root(eps) * (sizes + 0.01 * largest)
 
 
 def _disagreeing(analytic: Tensor, numerical: Tensor, eps: float) -> Tensor:
