@@ -311,7 +311,7 @@ def _judge(
         central = torch.stack([look.central for look in looks])
         noise = torch.stack([look.noise for look in looks])
         # A step too short to tell right from wrong for the rounding error does not acquit.
-        excused = noise.minimum((4 * noise[0]).maximum(1e-3 * allowed / _cube_root(eps)))
+        excused = noise.minimum((4 * noise[0]).maximum(1e-3 * some.abs()))
         errors = ((some - central).abs() - excused).nan_to_num(nan=torch.inf)
         agrees = (errors <= allowed).any(0) | _same_not_finite(some, central).any(0)
         jumps = _jumps(*(looks[i] for i in _CLOSER))
@@ -355,9 +355,8 @@ def _is_subgradient(some: Tensor, look: _Quotients, closer: _Quotients, allowed:
     high = slopes.amax(0).nan_to_num(nan=torch.inf, posinf=torch.inf)
     slack = allowed + closer.noise.nan_to_num(nan=0.0, posinf=0.0)
     # Nor has a vertical tangent a derivative: the quotients grow without bound.
-    grows = [3 * getattr(look, s).abs() < getattr(closer, s).abs() for s in ("left", "right")]
-    steeper = [getattr(closer, s) * some > 0 for s in ("left", "right")]
-    vertical = some.isinf() & ((grows[0] & steeper[0]) | (grows[1] & steeper[1]))
+    grows = slopes.abs() > 3 * torch.stack([look.left, look.right]).abs()
+    vertical = some.isinf() & (grows & (slopes * some > 0)).any(0)
     between = (low - slack <= some) & (some <= high + slack)
     return ((stays_apart | edge_of_domain) & between) | vertical
 
