@@ -75,16 +75,17 @@ class Check:
         """Run the check; never raises for what the op does."""
         try:
             yield from self.rows(self, exam)
-        except NotApplicableError as reason:
-            yield Row(self.name, "n/a", detail=str(reason))
         except Exception as error:
-            missing = unsupported(error)
-            if missing:
-                yield Row(self.name, "n/a", detail=missing)
-            else:
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                found = f"{type(error).__name__}: {lines[0] if lines else ''}"
-                yield Row(self.name, "FAIL", detail=found, cause=explain(self.name, error))
+            yield self.raised(error)
+
+    def raised(self, error: Exception, subject: str = "") -> Row:
+        """A row on what the op raised: a failure, unless it says that there is nothing to check."""
+        missing = str(error) if isinstance(error, NotApplicableError) else unsupported(error)
+        if missing:
+            return Row(self.name, "n/a", subject, detail=missing)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        found = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return Row(self.name, "FAIL", subject, detail=found, cause=explain(self.name, error))
 
     def passed(self, subject: str = "", detail: str = "") -> Row:
         """A row that passes."""

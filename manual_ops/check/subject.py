@@ -29,6 +29,7 @@ class Subject:
         call: Takes all leaves of the inputs, see ``leaves``.
         leaves: The inputs, flattened: tensors detached, everything else as it was given.
         names: Of each leaf.
+        arguments: Indices of the leaves that are inputs, and not a module's state.
         differentiable: Indices of the leaves that gradients are taken of.
         mutable: Indices of the tensors that the op is meant to update in place.
         function_class: The Function, if ``fn`` was one.
@@ -41,6 +42,7 @@ class Subject:
     call: Callable[..., Any]
     leaves: tuple[Any, ...]
     names: tuple[str, ...]
+    arguments: tuple[int, ...]
     differentiable: tuple[int, ...]
     mutable: tuple[int, ...]
     function_class: type[Function] | None
@@ -125,6 +127,7 @@ class Subject:
             call=call,
             leaves=tuple(x.detach() if isinstance(x, Tensor) else x for x in leaves),
             names=names,
+            arguments=tuple(range(len(state), len(leaves))),
             differentiable=tuple(chosen),
             mutable=tuple(i for i, n in enumerate(names) if n in mutates or n in buffers),
             function_class=function_class,
@@ -201,7 +204,10 @@ class Subject:
 
     def on(self, fn: "Subject") -> "Subject":
         """Return another op on the inputs of this one."""
-        inputs = {n: getattr(self, n) for n in ("leaves", "names", "differentiable", "mutable")}
+        inputs = {
+            n: getattr(self, n)
+            for n in ("leaves", "names", "arguments", "differentiable", "mutable")
+        }
         return dataclasses.replace(fn, **inputs)
 
     @property
