@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Literal
 
 Verdict = Literal["pass", "kink", "n/a", "FAIL"]
@@ -52,6 +53,11 @@ class Row:
         return f"{self.check}: {self.subject}" if self.subject else self.check
 
     @property
+    def found(self) -> str:
+        """Where, and what."""
+        return (": " if self.failed else "; ").join(filter(None, (self.where, self.detail)))
+
+    @property
     def failed(self) -> bool:
         """Whether the verdict is a failure."""
         return self.verdict == "FAIL"
@@ -62,8 +68,8 @@ class Report:
     """The rows of all checks of one op; prints as a table, and shows as one in a notebook.
 
     Attributes:
-        title: What was checked, on which inputs.
-        notes: What was done with the inputs.
+        title: What was checked.
+        notes: On which inputs, and what was done with them.
         rows: The findings, in the order of the checks.
     """
 
@@ -105,29 +111,28 @@ class Report:
         return "\n".join(self._lines(shutil.get_terminal_size((120, 24)).columns))
 
     def _lines(self, columns: int) -> Iterator[str]:
-        yield self.title
+        """The table, to fit a terminal of so many columns."""
+        yield from _wrapped(self.title, columns, "    ")
         for note in self.notes:
-            yield f"  {note}"
+            yield from _wrapped(f"  {note}", columns, "    ")
         yield ""
         cells = [
-            (row.name, row.verdict, _number(row.absolute), _number(row.relative), row.where)
+            (row.name, row.verdict, _number(row.absolute), _number(row.relative), row.found)
             for row in self.rows
         ]
-        table = [("check", "verdict", "error", "relative", "where"), *cells]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        details = ["", *(row.detail for row in self.rows)]
-        for line, detail in zip(table, details, strict=True):
-            left = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            room = max(columns - len(left) - 2, 40)
-            first, *rest = _wrapped(detail, room)
-            yield f"{left}  {first}".rstrip()
-            for continued in rest:
-                yield " " * (len(left) + 2) + continued
+        table = [("check", "verdict", "error", "relative", "where, what"), *cells]
+        name, *middle, _ = (max(map(len, column)) for column in zip(*table, strict=True))
+        name = min(name, columns // 3)
+        found = max(columns - name - sum(middle) - 2 * len(middle) - 2, 20)
+        for first, *others, last in table:
+            lefts, rights = _wrapped(first, name, "  "), _wrapped(last, found)
+            values = "  ".join(map(str.ljust, others, middle))
+            for left, value, right in zip_longest(lefts, [values], rights, fillvalue=""):
+                yield f"{left:{name}}  {value:{len(values)}}  {right}".rstrip()
         yield ""
         for row in self.failures:
-            yield f"FAIL {row.name}{f' at {row.where}' if row.where else ''}: {row.detail}"
-            if row.cause:
-                yield f"     {row.cause}"
+            yield from _wrapped(f"FAIL {row.name}: {row.found}", columns, "     ")
+            yield from _wrapped(f"     {row.cause}" if row.cause else "", columns, "     ")
         yield self.summary()
 
     def _repr_html_(self) -> str:
@@ -179,5 +184,5 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width) or [""]
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -40,6 +41,27 @@ CHECKS: dict[str, Check] = _table(
 )
 
 
+def select(only: Sequence[str] | None = None, skip: Sequence[str] = ()) -> list[Check]:
+    """Return the checks to run, in order.
+
+    Args:
+        only: Their names; by default all.
+        skip: Names of checks to leave out.
+
+    Raises:
+        TypeError: A string was given for a list of names.
+        ValueError: A name is not known.
+    """
+    for names in (only, skip):
+        if isinstance(names, str):
+            raise TypeError(f"expected a list of names of checks, got the string {names!r}")
+    for name in (*(only or ()), *skip):
+        if name not in CHECKS:
+            close = get_close_matches(name, CHECKS, cutoff=0.5) or list(CHECKS)
+            raise ValueError(f"there is no check {name!r}; there is {', '.join(map(repr, close))}")
+    return [c for n, c in CHECKS.items() if n not in skip and (only is None or n in only)]
+
+
 def check(
     fn: Checkable,
     *inputs: Any,
@@ -70,15 +92,13 @@ def check(
         TypeError: ``fn`` is none of these, or nothing can be differentiated.
         ValueError: A name is not known.
     """
-    unknown = [name for name in (*(only or ()), *skip) if name not in CHECKS]
-    if unknown:
-        raise ValueError(f"there is no check {unknown}; the checks are {list(CHECKS)}")
-    chosen = [c for n, c in CHECKS.items() if n not in skip and (only is None or n in only)]
+    chosen = select(only, skip)
     cuda = {
         x.device for x in tree_leaves((inputs, keywords)) if isinstance(x, Tensor) and x.is_cuda
     }
     with torch.random.fork_rng(list(cuda)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's loop: slow
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")  # torch's own use
         torch.manual_seed(seed)
         subject = Subject.of(fn, inputs, keywords, mutates=mutates, seed=seed)
         other = None
@@ -86,4 +106,4 @@ def check(
             other = Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed).on(subject)
         exam = Exam(subject, other)
         rows = tuple(row for one in chosen for row in one(exam))
-        return Report(subject.title, exam.notes, rows)
+        return Report(subject.name, (f"on {subject.described_inputs}", *exam.notes), rows)

@@ -211,14 +211,14 @@ class Subject:
         return dataclasses.replace(fn, **inputs)
 
     @property
-    def title(self) -> str:
-        """The op and its inputs, as a heading."""
-        inputs = ", ".join(
-            f"{name} {_described(leaf)}"
-            for name, leaf in zip(self.names, self.leaves, strict=True)
-            if isinstance(leaf, Tensor)
-        )
-        return f"{self.name} on {inputs}"
+    def described_inputs(self) -> str:
+        """Dtypes, names and shapes of the tensors."""
+        by_dtype: dict[str, list[str]] = {}
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if isinstance(leaf, Tensor):
+                dtype = str(leaf.dtype).removeprefix("torch.")
+                by_dtype.setdefault(dtype, []).append(f"{name}{list(leaf.shape)}")
+        return "; ".join(f"{dtype} {', '.join(names)}" for dtype, names in by_dtype.items())
 
 
 def _call_module(module: Module, names: tuple[str, ...], *leaves: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manual_ops.check import CheckError, Report, check
-from manual_ops.check.run import Checkable
+from manual_ops.check.run import Checkable, select
 
 
 def assert_op_ok(
@@ -43,7 +43,8 @@ def assert_op_ok(
         ValueError: A name is not known, or a required check is not among those to run.
     """
     __tracebackhide__ = True  # pytest shows the caller's line
-    left_out = [name for name in require if name in skip or (only is not None and name not in only)]
+    chosen = {one.name for one in select(only, skip)}
+    left_out = [one.name for one in select(require) if one.name not in chosen]
     if left_out:
         raise ValueError(f"require names {left_out}, which only and skip leave out")
     report = check(
