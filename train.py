@@ -9,8 +9,8 @@
     python train.py --dataset cifar10 --help         # all settings, with this data set's defaults
     tensorboard --logdir runs
 
-A run leaves config.yaml, weights.pt, metrics.json, kernels.png and TensorBoard events in its
-folder.
+A run leaves report.html with its figures, weights.pt and metrics.json in its folder, and
+TensorBoard's events; evaluate.py and predict.py read what it leaves.
 """
 
 import os
@@ -30,22 +30,17 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-import manual_ops.nn
-import models
-from training import report
+from training import pictures, report
 from training.atomic import atomic_write
 from training.cli import parse_args
-from training.config import Config, flag
-from training.curves import CurveLogger
+from training.config import Config
+from training.curves import CurveLogger, read_curves
 from training.data import Data, load, steps_per_epoch, training_batches
 from training.evaluation import evaluate
 from training.log import LOG_EVERY, ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
 from training.optim import make_optimizer, make_schedule, weight_decay_loss
-
-LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
-
-# Settings of models; one that a model does not have must keep its default.
-MODEL_OPTIONS = ("hidden", "activation", "negative_slope", "batch_norm", "dropout")
+from training.results import Results
+from training.setup import LAYERS, build_model, pick_device
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -82,7 +77,22 @@ def run(args: Sequence[str]) -> int:
         test = evaluate(model, layers.CrossEntropyLoss(), data, data.test)
         seconds = time.perf_counter() - started
         metrics = report.metrics(config, data, model, history, selected, test, seconds)
-        report.write(run_dir, metrics, data, model)
+        report.write(run_dir, metrics)
+        results = Results(
+            config=config,
+            inputs=data,
+            model=model,
+            raw=data.test.inputs,
+            evaluation=test,
+            evaluated=f"test set of {config.dataset}",
+            curves=read_curves(run_dir),
+            metrics=metrics,
+        )
+        logger.log({"loss/test": test.loss, "accuracy/test": test.accuracy}, results.last_step)
+        if config.report:
+            from training import html_report  # imports for a second
+
+            html_report.write(run_dir, results, logger)
     except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -164,7 +174,7 @@ def train(
         )
         logger.log(history[-1], step)
         if data.has_images:
-            logger.log_image("pictures/kernels", report.kernels(model, data), step)
+            logger.log_image("pictures/kernels", pictures.kernels(model, data), step)
         score = (validation.accuracy, -validation.loss)
         if config.select == "last" or score > best:
             best, selected = score, epoch
@@ -184,49 +194,8 @@ def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> N
         return
     generator = torch.Generator(data.train.labels.device).manual_seed(config.seed)
     inputs, _ = next(training_batches(config, data, generator))
-    logger.log_image("pictures/samples", report.samples(inputs), 0)
-    logger.log_image("pictures/kernels", report.kernels(model, data), 0)
-
-
-def pick_device(config: Config) -> torch.device:
-    """Return the device to train on, set up as ``config`` asks.
-
-    Raises:
-        ValueError: There is no such device here.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device {name} is not available here ({str(error).splitlines()[0]}). "
-            "Use --device cpu, or auto"
-        ) from error
-    if config.amp and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"--amp needs bfloat16, which {name} lacks. Use --no-amp")
-    torch.backends.cudnn.deterministic = True  # the same seed gives the same curve
-    return device
-
-
-def build_model(config: Config, data: Data, layers: ModuleType) -> Module:
-    """Build the model of ``config`` for ``data``, on its device, from the seed.
-
-    Raises:
-        ValueError: The model cannot take such inputs, or lacks an option that was set.
-    """
-    known = models.options(config.model)
-    for name in MODEL_OPTIONS:
-        if name not in known and getattr(config, name) != getattr(Config(), name):
-            raise ValueError(f"{config.model} has no option {flag(name)}")
-    choices = {name: getattr(config, name) for name in MODEL_OPTIONS if name in known}
-    torch.manual_seed(config.seed)
-    model = models.build(config.model, layers, data.input_shape, len(data.classes), **choices)
-    return model.to(data.train.labels.device)
+    logger.log_image("pictures/samples", pictures.samples(inputs), 0)
+    logger.log_image("pictures/kernels", pictures.kernels(model, data), 0)
 
 
 def make_run_dir(config: Config) -> Path:

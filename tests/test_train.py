@@ -41,7 +41,7 @@ def run() -> Run:
     """Run the program with arguments; return the contents of metrics.json."""
 
     def run(*args: str, run_dir: str = "run") -> dict[str, object]:
-        assert train.main([*args, "--run-dir", run_dir]) == 0
+        assert train.main(["--no-report", *args, "--run-dir", run_dir]) == 0
         return json.loads(Path(run_dir, "metrics.json").read_text())
 
     return run
@@ -83,11 +83,11 @@ class TestDefaultRun:
             assert f"\nepoch {epoch:3d}" in finished.stdout
 
     def test_leaves_everything_in_the_run_folder(self, run, tmp_path):
-        metrics = run("--epochs", "2")
+        metrics = run("--epochs", "2", "--report")
         names = {path.name.partition(".tfevents")[0] for path in Path("run").iterdir()}
         assert names == {
             "config.yaml", "inputs.json", "weights.pt", "metrics.json", "curves.jsonl",
-            "kernels.png", "events.out",
+            "report.html", "figures", "events.out",
         }  # fmt: skip
         assert metrics.keys() >= {
             "test_accuracy", "test_loss", "per_class_accuracy", "parameters", "epochs", "seconds",
@@ -189,11 +189,11 @@ class TestBackends:
 
 class TestDataSets:
     def test_moons(self, run):
-        metrics = run("--dataset", "moons")
+        metrics = run("--dataset", "moons", "--report")
         assert metrics["model"] == "mlp"
         assert metrics["test_accuracy"] > 0.96
         assert set(metrics["per_class_accuracy"]) == {"upper", "lower"}
-        assert not Path("run/kernels.png").exists()
+        assert not Path("run/figures/kernels.png").exists()
 
     def test_mnist_files(self, run, tmp_path):
         write_mnist(tmp_path, train=1000)
@@ -277,7 +277,7 @@ class TestSettings:
 
 class TestTensorBoard:
     def test_what_is_shown(self, run):
-        run("--epochs", "2", "--weight-decay", "0.01")
+        run("--epochs", "2", "--weight-decay", "0.01", "--report")
         events = EventAccumulator("run")
         events.Reload()
         scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}

@@ -122,6 +122,9 @@ class Config:
     tensorboard: bool = True
     """Write TensorBoard events."""
 
+    report: bool = True
+    """Write report.html and its figures at the end; evaluate.py writes them later."""
+
     config: Path | None = None
     """Start from the config.yaml of a former run; flags given beside it override it."""
 

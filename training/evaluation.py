@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on held-out data."""
+"""Predictions, loss and accuracy of a model on held-out data."""
 
 import math
 from dataclasses import dataclass
@@ -7,60 +7,66 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from training.data import Data, Split
+from training.data import Split
+from training.inputs import Inputs
 
 BATCH_SIZE = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """What a model achieves on a split.
 
     Attributes:
         loss: Mean cross-entropy.
         accuracy: Fraction of labels predicted.
-        per_class: For each class, the fraction of its examples predicted; None without examples.
+        logits: ``(N, classes)``, on the device of the split.
+        labels: ``(N,)`` int64, the true classes.
     """
 
     loss: float
     accuracy: float
-    per_class: tuple[float | None, ...]
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``(N, classes)`` float32 on the CPU."""
+        return self.logits.float().softmax(1).cpu()
 
 
 @torch.no_grad()
-def evaluate(model: Module, criterion: Module, data: Data, split: Split) -> Evaluation:
+def predict(model: Module, inputs: Inputs, raw: Tensor) -> Tensor:
+    """Return the logits of ``model`` in eval mode, and leave it in it.
+
+    Args:
+        model: Maps normalised inputs to logits.
+        inputs: The inputs it was trained on, for their normalisation.
+        raw: ``(N, *inputs.input_shape)`` as in a data set, not normalised.
+
+    Returns:
+        ``(N, classes)``.
+    """
+    model.eval()
+    return torch.cat([model(inputs.normalise(batch)) for batch in raw.split(BATCH_SIZE)])
+
+
+@torch.no_grad()
+def evaluate(model: Module, criterion: Module, inputs: Inputs, split: Split) -> Evaluation:
     """Evaluate ``model`` in eval mode, and leave it in it.
 
     Args:
         model: Maps normalised inputs to logits.
         criterion: Maps logits and labels to the mean loss of a batch.
-        data: The data set, for its normalisation and classes.
-        split: The part of it to evaluate on.
+        inputs: The inputs it was trained on, for their normalisation.
+        split: The examples to evaluate on.
 
     Raises:
         FloatingPointError: The loss is not finite: training has diverged.
     """
-    model.eval()
-    classes = len(data.classes)
-    total_loss = torch.zeros((), device=split.labels.device)
-    predictions: list[Tensor] = []
-    for inputs, labels in zip(
-        split.inputs.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True
-    ):
-        logits = model(data.normalise(inputs))
-        total_loss += criterion(logits, labels) * len(labels)
-        predictions.append(logits.argmax(1))
-    loss = total_loss.item() / len(split)
+    logits = predict(model, inputs, split.inputs)
+    loss = criterion(logits, split.labels).item()
     if not math.isfinite(loss):
         raise FloatingPointError(f"training diverged: the held-out loss is {loss}. Lower --lr")
-    hits = split.labels[torch.cat(predictions) == split.labels]
-    correct = torch.bincount(hits, minlength=classes)
-    count = torch.bincount(split.labels, minlength=classes)
-    return Evaluation(
-        loss=loss,
-        accuracy=len(hits) / len(split),
-        per_class=tuple(
-            hits_ / total if total else None
-            for hits_, total in zip(correct.tolist(), count.tolist(), strict=True)
-        ),
-    )
+    hits = int((logits.argmax(1) == split.labels).sum())
+    return Evaluation(loss, hits / len(split), logits, split.labels)

@@ -1,49 +1,37 @@
-"""What a run leaves behind: metrics.json, the printed summary and pictures for TensorBoard."""
+"""A run in numbers: what it prints, and metrics.json."""
 
 import json
-from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import interpolate, pad
 
 from training.atomic import atomic_write
 from training.config import Config
 from training.data import Data
 from training.evaluation import Evaluation
-
-KERNELS = 64  # at most so many in a picture
+from training.layers import layer_table
+from training.memory import peak_memory
+from training.results import scores
 
 
 def heading(config: Config, data: Data, model: Module) -> str:
     """Return the printed description of a run: the data, and the model layer by layer."""
-    import torchinfo
-
-    device = data.train.labels.device
-    layers = torchinfo.summary(
-        model, input_data=data.normalise(data.train.inputs[:1]), mode="eval", verbose=0
-    ).summary_list[1:]
     lines = [
         f"{config.dataset}: {len(data.train):,} training, {len(data.validation):,} validation, "
         f"{len(data.test):,} test examples of {len(data.classes)} classes",
-        f"{config.model} of {config.backend} layers on {device}:",
+        f"{config.model} of {config.backend} layers on {data.device}:",
     ]
     lines += [
-        f"  {layer.var_name:<10} {layer.class_name:<12} {_size(layer.output_size[1:]):<12} "
-        f"{f'{layer.num_params:>10,}' if layer.num_params else ''}".rstrip()
-        for layer in layers
+        f"  {layer.name:<10} {layer.kind:<12} {'x'.join(map(str, layer.output_size)):<12} "
+        f"{f'{layer.parameters:>10,}' if layer.parameters else ''}".rstrip()
+        for layer in layer_table(model, data)
     ]
     lines.append(f"  {'parameters':<36} {sum(p.numel() for p in model.parameters()):>10,}")
     return "\n".join(lines)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def metrics(
@@ -66,20 +54,27 @@ def metrics(
         test: Result on the test set.
         seconds: Time from reading the settings to the test.
     """
+    test_scores = scores(test, data.classes)
     return {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
-        "per_class_accuracy": dict(zip(data.classes, test.per_class, strict=True)),
+        "per_class_accuracy": {
+            name: row["recall"] if row["support"] else None
+            for name, row in test_scores["classes"].items()
+        },
+        "test_scores": test_scores,
         "validation_accuracy": history[selected - 1]["accuracy/validation"],
         "selected_epoch": selected,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": config.epochs,
         "seconds": seconds,
         "images_per_second": fmean(epoch["speed/images_per_second"] for epoch in history),
+        "peak_memory_bytes": peak_memory(data.device),
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "dataset": config.dataset,
         "model": config.model,
         "backend": config.backend,
-        "device": str(data.train.labels.device),
+        "device": str(data.device),
         "torch": torch.__version__,
         "mean": data.mean.flatten().tolist(),
         "std": data.std.flatten().tolist(),
@@ -87,14 +82,10 @@ def metrics(
     }
 
 
-def write(run_dir: Path, metrics: dict[str, Any], data: Data, model: Module) -> None:
-    """Write metrics.json and, if the model sees images, kernels.png into ``run_dir``."""
+def write(run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json into ``run_dir``."""
     with atomic_write(run_dir / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
-    if data.has_images:
-        with atomic_write(run_dir / "kernels.png") as file:
-            picture = kernels(model, data).permute(1, 2, 0).numpy()
-            Image.fromarray(picture).save(file, format="png")
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -125,62 +116,3 @@ def gradient_norms(model: Module) -> dict[str, float]:
     }
     values = torch.stack(list(norms.values())).tolist()  # one transfer from the device
     return dict(zip(norms, values, strict=True))
-
-
-def samples(inputs: Tensor) -> Tensor:
-    """Return a picture of a batch's first images.
-
-    Args:
-        inputs: ``(N, C, H, W)`` uint8.
-
-    Returns:
-        ``(3, height, width)`` uint8.
-    """
-    return grid(inputs[:32] / 255, columns=8)
-
-
-def kernels(model: Module, data: Data) -> Tensor:
-    """Return a picture of the first layer's kernels.
-
-    Kernels over three channels are shown in colour, others channel by channel in grey: zero is
-    mid-grey, and each kernel is scaled to its largest weight. The rows of a linear layer are
-    shown in the shape of the image they multiply.
-
-    Args:
-        model: A model of images.
-        data: Its data set.
-
-    Returns:
-        ``(3, height, width)`` uint8.
-    """
-    weight = next(p for p in model.parameters() if p.ndim > 1).detach().float()
-    if weight.ndim == 2:
-        weight = weight.unflatten(1, data.input_shape)
-    if weight.shape[1] != 3:
-        weight = weight.flatten(0, 1).unsqueeze(1)
-    weight = weight[:KERNELS]
-    largest = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-    return grid(0.5 + 0.5 * weight / largest, columns=8)
-
-
-def grid(images: Tensor, columns: int) -> Tensor:
-    """Tile images into one picture, enlarged to at least 48 pixels each.
-
-    Args:
-        images: ``(N, C, H, W)`` with values from 0 to 1; only the first of ``C`` channels is
-            shown unless ``C`` is 3.
-        columns: Images in a row.
-
-    Returns:
-        ``(3, height, width)`` uint8 on the CPU.
-    """
-    if images.shape[1] != 3:
-        images = images[:, :1].expand(-1, 3, -1, -1)
-    images = interpolate(images.cpu(), scale_factor=float(-(-48 // images.shape[-1])))
-    images = pad(images, (2, 2, 2, 2), value=1.0)
-    columns = min(columns, len(images))
-    missing = -len(images) % columns
-    images = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
-    rows = images.unflatten(0, (-1, columns))  # (rows, columns, 3, H, W)
-    picture: Tensor = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
-    return (picture * 255).round().to(torch.uint8)

@@ -1,0 +1,57 @@
+"""The device and the model that settings ask for."""
+
+from types import ModuleType
+
+import torch
+from torch.nn import Module
+
+import manual_ops.nn
+import models
+from training.config import Config, flag
+from training.inputs import Inputs
+
+LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
+
+# Settings of models; one that a model does not have must keep its default.
+MODEL_OPTIONS = ("hidden", "activation", "negative_slope", "batch_norm", "dropout")
+
+
+def pick_device(config: Config) -> torch.device:
+    """Return the device to train on, set up as ``config`` asks.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {name} is not available here ({str(error).splitlines()[0]}). "
+            "Use --device cpu, or auto"
+        ) from error
+    if config.amp and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"--amp needs bfloat16, which {name} lacks. Use --no-amp")
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same curve
+    return device
+
+
+def build_model(config: Config, inputs: Inputs, layers: ModuleType) -> Module:
+    """Build the model of ``config`` for ``inputs``, on their device, from the seed.
+
+    Raises:
+        ValueError: The model cannot take such inputs, or lacks an option that was set.
+    """
+    known = models.options(config.model)
+    for name in MODEL_OPTIONS:
+        if name not in known and getattr(config, name) != getattr(Config(), name):
+            raise ValueError(f"{config.model} has no option {flag(name)}")
+    choices = {name: getattr(config, name) for name in MODEL_OPTIONS if name in known}
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, layers, inputs.input_shape, len(inputs.classes), **choices)
+    return model.to(inputs.device)
