@@ -87,7 +87,8 @@ class Subject:
             name, signature = str(fn).splitlines()[0].rstrip("("), fn.forward
             parameters = {k: p for k, p in fn.named_parameters() if p.requires_grad}
             buffers = {k: t for k, t in _named_tensors(fn) if k not in parameters}
-            callee = partial(_call_module, fn, (*parameters, *buffers))
+            state_names = (*parameters, *buffers)
+            callee = partial(_call_module, fn, state_names) if state_names else fn
         elif callable(fn):
             name, callee, signature = _name(fn), fn, fn
         else:
