@@ -166,6 +166,25 @@ class Check:
             "" if ok else cause or explain(self.name),
         )
 
+    def all_equal(
+        self,
+        named: Iterable[tuple[str, Tensor, Tensor]],
+        *,
+        ulps: float = 64,
+        cause: str = "",
+        detail: str = "",
+    ) -> Row:
+        """One row on several tensors that must equal others: the first that does not, if any.
+
+        Args:
+            named: What is compared, found and expected.
+            ulps: Rounding allowed, in units in the last place of the largest element.
+            cause: Likely cause of a difference.
+            detail: What to say if there is none.
+        """
+        rows = [self.equal(name, a, b, ulps=ulps, cause=cause) for name, a, b in named]
+        return next((row for row in rows if row.failed), self.passed(detail=detail))
+
 
 def random_like(tensor: Tensor, seed: int) -> Tensor:
     """Normal numbers of the shape, dtype, device and strides of ``tensor``."""

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from manual_ops.check import derivatives
+from manual_ops.check import conduct, derivatives, memory
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.report import Report, Row
 from manual_ops.check.subject import Subject
@@ -37,6 +37,20 @@ CHECKS: dict[str, Check] = _table(
         "reverse over forward": derivatives.reverse_over_forward,
         "jvp of jvp": derivatives.forward_over_forward,
         "third order, forward": derivatives.third_order_forward,
+        "gradients returned": conduct.gradients_returned,
+        "undefined gradients": conduct.undefined_gradients,
+        "needs_input_grad": conduct.needs_input_grad,
+        "same tensor twice": conduct.same_tensor_twice,
+        "determinism": conduct.determinism,
+        "inputs unchanged": conduct.inputs_unchanged,
+        "no grad mode": conduct.no_grad_mode,
+        "setup_context": conduct.setup_context,
+        "saved tensors": memory.saved_tensors,
+        "saved bytes": memory.saved_bytes,
+        "checkpoint": memory.checkpoint,
+        "backward twice": memory.backward_twice,
+        "in-place change of output": memory.changed_output,
+        "freed without garbage collection": memory.freed,
     }
 )
 
