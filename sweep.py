@@ -1,0 +1,58 @@
+"""Train with several settings and seeds, and compare.
+
+    python sweep.py --lr 0.001 0.003 0.01 0.03 --seeds 3
+    python sweep.py --dataset fashion-mnist --optimizer sgd adamw --lr 0.003 0.03 --epochs 5
+    python sweep.py --dataset mnist --sampler tpe --trials 20 --lr 1e-4:1e-1 --dropout 0:0.5
+    tensorboard --logdir sweeps
+
+Every flag of train.py may be given. One with several values is swept: by default over the grid of
+all combinations; ``low:high`` is a range that the sampler tpe draws from (on a logarithmic scale if
+it spans a factor of 10 or more). Each setting is trained once per seed.
+
+The same command continues a sweep that was interrupted; started again while it runs, also on
+another machine that sees the same --storage and --sweep-dir, it shares the work. A sweep leaves
+runs, sweep.csv, sweep.png and its Optuna study in its folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import train
+from training.study import Study, parse_settings
+from training.sweep_report import write_report
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the sweep; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each setting (default: 1)")
+    parser.add_argument("--sampler", choices=("grid", "tpe"), default="grid")
+    parser.add_argument("--trials", type=int, help="tpe: settings to try")
+    parser.add_argument("--sweep-dir", type=Path, help="by default sweeps/DATASET-MODEL-FLAGS")
+    parser.add_argument("--storage", help="database, by default sqlite:///SWEEP_DIR/study.db")
+    options, flags = parser.parse_known_args(sys.argv[1:] if args is None else args)
+    try:
+        if options.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+        settings = parse_settings(flags)
+        sweep_dir = options.sweep_dir or Path("sweeps", settings.name)
+        study = Study(
+            settings, sweep_dir, options.seeds, options.sampler, options.trials, options.storage
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    code = study.work(train.run)
+    if any(setting.runs for setting in study.results()):
+        print(write_report(sweep_dir, study.results()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
