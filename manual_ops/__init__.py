@@ -3,6 +3,7 @@
 from . import functional as functional
 from . import nn as nn
 from .check import check as check
+from .check.compare import compare as compare
 from .convert import convert as convert
 from .convert import override as override
 from .convert import revert as revert

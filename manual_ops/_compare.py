@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +41,39 @@ def compare(ours: nn.Module, theirs: nn.Module, inputs: Any) -> dict[str, Differ
         theirs: The model to compare with.
         inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments.
     """
-    results = _results(ours, inputs), _results(theirs, inputs)
-    return {what: _largest(results[0][what], results[1][what]) for what in results[1]}
+    results = run(ours, inputs), run(theirs, inputs)
+    return {
+        what: max(
+            differences(results[0][what], results[1][what]).values(),
+            key=lambda d: d.relative,
+            default=Difference(0.0, 0.0, "none"),
+        )
+        for what in results[1]
+    }
 
 
-def _results(model: nn.Module, inputs: Any) -> dict[str, dict[str, Tensor]]:
+def run(
+    model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor] | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Run a model forward and backward; return ``"outputs"``, ``"gradients"``, ``"buffers"``.
+
+    Each is a dict of tensors by name. Gradients are with respect to every parameter and every
+    floating-point input that the loss depends on.
+
+    Args:
+        model: Its buffers may change; its parameters' ``grad`` does not.
+        inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments.
+        loss: A scalar of the model's output; by default a random projection of all outputs.
+    """
     leaves: dict[str, Tensor] = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    parameters = len(leaves)
 
     def fresh(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return copy.deepcopy(value)
         value = value.detach().clone()
         if value.is_floating_point() or value.is_complex():
-            leaves[f"input {len(leaves)}"] = value.requires_grad_()
+            leaves[f"input {len(leaves) - parameters}"] = value.requires_grad_()
         return value
 
     inputs = tree_map(fresh, inputs)
@@ -66,7 +86,8 @@ def _results(model: nn.Module, inputs: Any) -> dict[str, dict[str, Tensor]]:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
         outputs = [o for o in tree_leaves(output) if isinstance(o, Tensor)]
         smooth = [o for o in outputs if o.requires_grad]
-        total = sum((o * _weights(o)).sum().real for o in smooth)
+        project = (o * _weights(o) for o in smooth)
+        total = loss(output) if loss else sum(o.sum().real for o in project)
     gradients: tuple[Tensor | None, ...] = ()
     if isinstance(total, Tensor):
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
@@ -82,24 +103,27 @@ def _weights(output: Tensor) -> Tensor:
     return torch.randn(output.shape, generator=generator).to(output)
 
 
-def _largest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Difference:
-    if ours.keys() != theirs.keys():
-        return Difference(float("inf"), float("inf"), f"only one has {ours.keys() ^ theirs.keys()}")
+def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Difference]:
+    """Return the difference of each tensor; one that only one side has differs infinitely."""
     floor = 1e-3 * max(map(_magnitude, theirs.values()), default=0.0)
-    differences = [_difference(ours[name], theirs[name], floor, name) for name in theirs]
-    return max(differences, key=lambda d: d.relative, default=Difference(0.0, 0.0, "none"))
+    return {
+        name: _difference(ours[name], theirs[name], floor, name)
+        if name in ours and name in theirs
+        else Difference(math.inf, math.inf, f"{name}: only one has it")
+        for name in {**theirs, **ours}
+    }
 
 
 def _difference(ours: Tensor, theirs: Tensor, floor: float, name: str) -> Difference:
     if ours.shape != theirs.shape:
-        return Difference(float("inf"), float("inf"), f"{name}: other shape")
+        return Difference(math.inf, math.inf, f"{name}: other shape")
     if torch.equal(ours, theirs):
         return Difference(0.0, 0.0, name)
     absolute = _magnitude(_wide(ours) - _wide(theirs))
     scale = max(_magnitude(theirs), floor)
-    relative = absolute / scale if scale else float("inf")
+    relative = absolute / scale if scale else math.inf
     # NaN against a number must not be lost in the maximum over tensors.
-    return Difference(float("inf") if math.isnan(relative) else relative, absolute, name)
+    return Difference(math.inf if math.isnan(relative) else relative, absolute, name)
 
 
 def _magnitude(tensor: Tensor) -> float:
