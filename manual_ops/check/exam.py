@@ -31,13 +31,21 @@ class Exam:
     def precise(self) -> Subject:
         """The op on the inputs in float64, if it takes them and computes in it."""
         wide = self.given.to(torch.float64)
-        try:
-            with torch.enable_grad():
-                outputs = wide(*wide.leaf_tensors())
-        except Exception:  # whatever the op raises for a dtype it does not know
+        if refusal(wide):
             return self.given
+        with torch.no_grad():
+            outputs = wide(*wide.tensors)
         exact = all(o.dtype in (torch.float64, torch.complex128) for o in outputs)
         return wide if exact else self.given
+
+    @cached_property
+    def single(self) -> Subject:
+        """The op on the inputs in float32, where kernels and layouts are those of real use.
+
+        The op as it was given, if it does not take them.
+        """
+        narrow = self.given.to(torch.float32)
+        return self.given if refusal(narrow) else narrow
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,6 +95,13 @@ class Check:
         found = f"{type(error).__name__}: {lines[0] if lines else ''}"
         return Row(self.name, "FAIL", subject, detail=found, cause=explain(self.name, error))
 
+    def attempt(self, subject: str, find: Callable[[], Row]) -> Row:
+        """The row that ``find`` returns, or one on what it raises."""
+        try:
+            return find()
+        except Exception as error:
+            return self.raised(error, subject)
+
     def passed(self, subject: str = "", detail: str = "") -> Row:
         """A row that passes."""
         return Row(self.name, "pass", subject, detail=detail)
@@ -129,6 +144,7 @@ class Check:
         expected: Tensor,
         *,
         ulps: float = 64,
+        least: float = 0.0,
         cause: str = "",
     ) -> Row:
         """A row on a tensor that must equal another up to rounding.
@@ -138,6 +154,7 @@ class Check:
             found: The tensor under check.
             expected: What it must be.
             ulps: Rounding allowed, in units in the last place of the largest element.
+            least: Error allowed whatever the size of the elements.
             cause: Likely cause of a difference.
         """
         if found.shape != expected.shape:
@@ -154,7 +171,7 @@ class Check:
         absolute, value, right = float(difference[index]), a.flatten()[index], b.flatten()[index]
         eps = machine_epsilon([found])
         size = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
-        ok = absolute <= ulps * eps * size
+        ok = absolute <= max(ulps * eps * size, least)
         return Row(
             self.name,
             "pass" if ok else "FAIL",
@@ -184,6 +201,16 @@ class Check:
         """
         rows = [self.equal(name, a, b, ulps=ulps, cause=cause) for name, a, b in named]
         return next((row for row in rows if row.failed), self.passed(detail=detail))
+
+
+def refusal(op: Subject) -> Exception | None:
+    """What the op raises when it is called, if it does: it may not know a dtype, say."""
+    try:
+        with torch.enable_grad():
+            op(*op.leaf_tensors())
+    except Exception as error:
+        return error
+    return None
 
 
 def random_like(tensor: Tensor, seed: int) -> Tensor:

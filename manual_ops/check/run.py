@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from manual_ops.check import conduct, derivatives, memory
+from manual_ops.check import conduct, derivatives, memory, transforms
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.report import Report, Row
 from manual_ops.check.subject import Subject
@@ -37,6 +37,11 @@ CHECKS: dict[str, Check] = _table(
         "reverse over forward": derivatives.reverse_over_forward,
         "jvp of jvp": derivatives.forward_over_forward,
         "third order, forward": derivatives.third_order_forward,
+        "vmap": transforms.batched,
+        "per-sample gradients": transforms.per_sample_gradients,
+        "backward through vmap": transforms.backward_through_vmap,
+        "jacobian": transforms.jacobian,
+        "hessian": transforms.hessian,
         "gradients returned": conduct.gradients_returned,
         "undefined gradients": conduct.undefined_gradients,
         "needs_input_grad": conduct.needs_input_grad,

@@ -1,0 +1,157 @@
+"""One forward and backward of an op, by the names of what comes out, and how two are compared."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from manual_ops.check.differences import machine_epsilon
+from manual_ops.check.exam import Check, random_like
+from manual_ops.check.report import Row
+from manual_ops.check.subject import Subject
+
+Named = Mapping[str, Tensor]
+Layout = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward and backward gave.
+
+    Attributes:
+        values: Outputs, and what was updated in place.
+        gradients: Of the differentiable inputs.
+    """
+
+    values: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    @property
+    def every(self) -> dict[str, Tensor]:
+        """Values and gradients."""
+        return self.values | self.gradients
+
+
+def run(
+    op: Subject,
+    *,
+    call: Callable[..., Any] | None = None,
+    layout: Layout = lambda tensor: tensor,
+    grad_layout: Layout = lambda tensor: tensor,
+    rounded: torch.dtype | None = None,
+) -> Run:
+    """Call an op, and pull random cotangents back to its differentiable inputs.
+
+    Args:
+        op: The op.
+        call: Runs it another way, compiled for example.
+        layout: Lays its floating-point and complex inputs out in memory.
+        grad_layout: The same for the cotangents.
+        rounded: Dtype that the cotangents are rounded to first, so that runs in several dtypes are
+            given the same numbers.
+    """
+    leaves = op.with_tensors(tuple(tensor.clone() for tensor in op.tensors))
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            laid_out = leaf if i in op.mutable else layout(leaf).detach()
+            leaves[i] = laid_out.requires_grad_() if i in op.differentiable else laid_out
+    if op.random:
+        torch.manual_seed(op.seed)
+    with torch.enable_grad():
+        output = (call or op.call)(*leaves)
+    outputs = [o for o in tree_leaves(output) if isinstance(o, Tensor)]
+    flowing = [o for o in op.differentiable_of(output) if o.requires_grad]
+    cotangents = []
+    for k, o in enumerate(flowing):
+        drawn = random_like(o, 1 + k)
+        if rounded is not None and not o.is_complex():
+            drawn = drawn.to(rounded).to(o.dtype)
+        cotangents.append(grad_layout(drawn))
+    inputs = [leaves[i] for i in op.differentiable]
+    found = torch.autograd.grad(
+        flowing, inputs, cotangents, allow_unused=True, materialize_grads=True
+    )
+    names = ["output"] if len(outputs) == 1 else [f"output {k}" for k in range(len(outputs))]
+    values = dict(zip(names, (o.detach() for o in outputs), strict=True))
+    values |= {f"updated {op.names[i]}": leaves[i].detach() for i in op.mutable}
+    gradients = zip(op.tensor_names, found, strict=True)
+    return Run(values, {f"gradient of {name}": g.detach() for name, g in gradients})
+
+
+def close(
+    check: Check, found: Named, expected: Named, subject: str = "", *, cause: str = ""
+) -> Row:
+    """One row on tensors that must equal others up to the rounding of a different order of sums.
+
+    The error allowed is three quarters of the digits of the largest element, and some rounding of
+    the largest of all tensors together, for those that are zero but for rounding.
+    """
+    sizes = [_largest(tensor) for tensor in expected.values()]
+    rows = []
+    for name, tensor in found.items():
+        eps = machine_epsilon([tensor])
+        rows.append(
+            check.equal(
+                name,
+                tensor,
+                expected[name],
+                ulps=eps**-0.25 if eps else 0.0,
+                least=64 * eps * max(sizes, default=0.0),
+                cause=cause,
+            )
+        )
+    return one(check, rows, subject)
+
+
+def one(check: Check, rows: Iterable[Row], subject: str = "") -> Row:
+    """The first row that does not pass, or the one of the largest error, as one on ``subject``."""
+    worst = check.passed()
+    for row in rows:
+        if row.verdict != "pass":
+            worst = row
+            break
+        if (row.absolute or 0.0) >= (worst.absolute or 0.0):
+            worst = row
+    return replace(worst, subject=subject, where=f"{worst.subject} {worst.where}".strip())
+
+
+def unlike(found: Named, expected: Named, of: str, *, strides: bool = True) -> str:
+    """The first difference in dtype, device, shape or strides; empty if there is none.
+
+    Args:
+        found: Tensors under check.
+        expected: What they must be like.
+        of: Whose ``expected`` are.
+        strides: Whether strides count.
+    """
+    if found.keys() != expected.keys():
+        return f"returns {', '.join(found)}, {of} {', '.join(expected)}"
+    for name, tensor in found.items():
+        other = expected[name]
+        for attribute in ("dtype", "device", "shape"):
+            a, b = getattr(tensor, attribute), getattr(other, attribute)
+            if a != b:
+                return f"{name}: {attribute} {_plain(a)}, {of} {_plain(b)}"
+        if strides and effective_strides(tensor) != effective_strides(other):
+            return f"{name}: strides {tensor.stride()}, {of} {other.stride()}"
+    return ""
+
+
+def effective_strides(tensor: Tensor) -> list[int]:
+    """The strides that matter: none of a dimension of size 1, nor any of an empty tensor."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return [stride for size, stride in pairs if size > 1 and tensor.numel()]
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _plain(attribute: object) -> str:
+    if isinstance(attribute, torch.Size):
+        return str(list(attribute))
+    return str(attribute).removeprefix("torch.")
