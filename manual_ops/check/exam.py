@@ -1,5 +1,6 @@
 """What every check is given, and how its findings become rows."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -93,6 +94,7 @@ class Check:
             return Row(self.name, "n/a", subject, detail=missing)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        found = textwrap.shorten(found, 240, placeholder=" ...")
         return Row(self.name, "FAIL", subject, detail=found, cause=explain(self.name, error))
 
     def attempt(self, subject: str, find: Callable[[], Row]) -> Row:
@@ -163,7 +165,8 @@ class Check:
         if not found.numel():
             return self.passed(subject)
         a, b = (
-            t.detach().to(torch.promote_types(t.dtype, torch.double)) for t in (found, expected)
+            t.detach().to_dense().to(torch.promote_types(t.dtype, torch.double))
+            for t in (found, expected)
         )
         difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
         difference = difference.nan_to_num(nan=torch.inf).flatten()
@@ -179,7 +182,7 @@ class Check:
             absolute,
             absolute / float(right.abs()) if right else absolute,
             place(index, tuple(a.shape)),
-            "" if ok else f"is {value.item():.6g}, expected {right.item():.6g}",
+            "" if ok else _differing(value.item(), right.item()),
             "" if ok else cause or explain(self.name),
         )
 
@@ -211,6 +214,12 @@ def refusal(op: Subject) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def _differing(found: complex, expected: complex) -> str:
+    """Two numbers, with as many digits as it takes to tell them apart."""
+    digits = 6 if f"{found:.6g}" != f"{expected:.6g}" else 17
+    return f"is {found:.{digits}g}, expected {expected:.{digits}g}"
 
 
 def random_like(tensor: Tensor, seed: int) -> Tensor:

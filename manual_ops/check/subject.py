@@ -174,8 +174,8 @@ class Subject:
 
     @property
     def tensors(self) -> Tensors:
-        """The differentiable inputs, detached."""
-        return tuple(self.leaves[i] for i in self.differentiable)
+        """Copies of the differentiable inputs, which an op may spoil without harm."""
+        return tuple(self.leaves[i].clone() for i in self.differentiable)
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Subject:
         """Return copies of the differentiable inputs; those in ``names``, or all, require grad."""
         wanted = self.tensor_names if names is None else names
         return tuple(
-            tensor.clone().requires_grad_(name in wanted)
+            tensor.requires_grad_(name in wanted)
             for name, tensor in zip(self.tensor_names, self.tensors, strict=True)
         )
 
