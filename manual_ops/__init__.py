@@ -7,5 +7,6 @@ from .check.compare import compare as compare
 from .convert import convert as convert
 from .convert import override as override
 from .convert import revert as revert
+from .trace import trace as trace
 
 __version__ = "0.1.0"

@@ -37,7 +37,7 @@ def bind(
     forward = op.forward
     eager_forward = eager_forward or forward
     eager, transformed, traced = _eager(op, eager_forward), _transformed(op), _traced(op)
-    names = list(inspect.signature(forward).parameters)
+    names = _argument_names(op)
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -100,13 +100,20 @@ def _distinct(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _twin(op: type[Function], base: type, **members: Callable[..., Any]) -> type[Function]:
-    return type(op.__name__, (base,), {k: staticmethod(v) for k, v in members.items()})
+    namespace: dict[str, Any] = {k: staticmethod(v) for k, v in members.items()}
+    # Where the derivation stands, and what its arguments are called: for manual_ops.trace.
+    namespace |= {"__module__": op.__module__, "argument_names": _argument_names(op)}
+    return type(op.__name__, (base,), namespace)
+
+
+def _argument_names(op: type[Function]) -> tuple[str, ...]:
+    return tuple(inspect.signature(op.forward).parameters)
 
 
 _ARGUMENT_ERRORS = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
-def _described(names: list[str], args: tuple[Any, ...]) -> str:
+def _described(names: tuple[str, ...], args: tuple[Any, ...]) -> str:
     return ", ".join(
         f"{name} {tuple(arg.shape)} {arg.dtype}" if isinstance(arg, Tensor) else f"{name}={arg!r}"
         for name, arg in zip(names, args, strict=False)
@@ -192,6 +199,8 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             return chain(input_tangent, saved, *ctx.params)
 
+    Pointwise.__name__ = chain.__module__.rpartition(".")[2]
+    Pointwise.__module__ = chain.__module__
     return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
 
 
