@@ -11,7 +11,7 @@ from ._layout import is_channels_last
 
 # Elements of a block for each thread: a handful of float32 temporaries stays in the cache, and
 # the fixed cost of the calls is still small beside the arithmetic.
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 
 
 def block_length(x: Tensor) -> int:
@@ -30,7 +30,8 @@ def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     where there are several temporaries.
 
     Args:
-        formula: ``(tangent, saved, *params) -> result`` of the dtype of ``tangent``, elementwise.
+        formula: ``(tangent, saved, *params, out=None) -> result`` of the dtype of ``tangent``,
+            elementwise; ``out`` is where the result has to be written by the last operation.
     """
 
     @functools.wraps(formula)
@@ -47,7 +48,7 @@ def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         result = torch.empty_like(dense, dtype=tangent.dtype)
         blocks = (x.view(-1).split(length) for x in (result, dense_tangent, dense))
         for block, tangent_block, saved_block in zip(*blocks, strict=True):
-            block.copy_(formula(tangent_block, saved_block, *params))
+            formula(tangent_block, saved_block, *params, out=block)
         return result.permute(0, 3, 1, 2) if channels_last else result
 
     return by_blocks

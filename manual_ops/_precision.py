@@ -45,15 +45,17 @@ def widen(tensor: Tensor) -> Tensor:
 def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Evaluate ``formula`` in float32 for half tensors and round once, as ATen's kernels do.
 
-    The result has the dtype of the formula's first argument.
+    The result has the dtype of the formula's first argument; it is written to ``out``, where the
+    caller gives one.
     """
 
     @functools.wraps(formula)
-    def wide(first: Tensor, *args: object) -> Tensor:
+    def wide(first: Tensor, *args: object, out: Tensor | None = None) -> Tensor:
         if first.dtype not in (torch.float16, torch.bfloat16):
-            return formula(first, *args)
+            return formula(first, *args) if out is None else formula(first, *args, out=out)
         widened = [widen(a) if isinstance(a, Tensor) else a for a in args]
-        return formula(first.float(), *widened).to(first.dtype)
+        result = formula(first.float(), *widened)
+        return result.to(first.dtype) if out is None else out.copy_(result)
 
     return wide
 

@@ -10,7 +10,7 @@ from torch import Tensor, inf, nan
 
 from manual_ops import functional as F
 
-EXTREMES = [-inf, -1e30, -1e4, -100.0, -1e-30, -0.0, 0.0, 1e-30, 100.0, 1e4, 1e30, inf, nan]
+EXTREMES = [-inf, -1e30, -1e4, -80.0, -1e-30, -0.0, 0.0, 1e-30, 80.0, 1e4, 1e30, inf, nan, -nan]
 
 
 def gradient(output: Tensor, input: Tensor, grad_output: Tensor | None = None) -> Tensor:
@@ -48,10 +48,21 @@ def test_slope_at_the_kinks(op: str) -> None:
     assert torch.equal(tangent, expected)
 
 
-@pytest.mark.parametrize("op", ["elu", "hardswish"])
-def test_gradient_at_nan_is_nan(op: str) -> None:
+@pytest.mark.parametrize("op", ["relu", "relu6", "hardsigmoid", "hardswish"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_slope_next_to_the_kinks(op: str, dtype: torch.dtype) -> None:
+    """The numbers just before and after a kink are on its sides, as torch.nn has it."""
+    kinks = torch.tensor([-3.0, 0.0, 3.0, 6.0], dtype=dtype)
+    sides = [torch.nextafter(kinks, kinks + step) for step in (-1, 1)]
+    x = torch.cat([kinks, *sides]).requires_grad_()
+    ours, theirs = (gradient(getattr(f, op)(x), x) for f in (F, torch_functional))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours == 0, theirs == 0)
+
+
+def test_gradient_of_hardswish_at_nan_is_nan() -> None:
     x = torch.tensor([nan], requires_grad=True)
-    assert gradient(getattr(F, op)(x), x).isnan().all()
+    assert gradient(F.hardswish(x), x).isnan().all()
 
 
 def test_softplus_is_linear_above_the_threshold_only() -> None:
@@ -85,12 +96,13 @@ def test_max_pool_takes_nan_for_the_maximum() -> None:
         *("relu6", "elu", "gelu", "silu", "hardswish", "hardsigmoid"),
     ],
 )
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grad_output", [1.0, 0.0, inf, nan], ids=str)
-def test_elementwise_at_extreme_inputs(op: str, grad_output: float) -> None:
+def test_elementwise_at_extreme_inputs(op: str, grad_output: float, dtype: torch.dtype) -> None:
     """Values and gradients as torch.nn's, also where infinity or NaN comes back from above."""
-    # torch.nn lets the gradient pass where the input of these two is NaN; ours is NaN.
-    extremes = EXTREMES[:-1] if op in ("elu", "hardswish") else EXTREMES
-    x = torch.tensor(extremes, dtype=torch.float64, requires_grad=True)
+    # torch.nn lets the gradient pass where the input of hardswish is NaN; ours is NaN.
+    extremes = [x for x in EXTREMES if op != "hardswish" or x == x]
+    x = torch.tensor(extremes, dtype=dtype, requires_grad=True)
     reference = torch.log if op == "log" else getattr(torch_functional, op)
     ours, theirs = getattr(F, op)(x), reference(x)
     torch.testing.assert_close(ours, theirs, equal_nan=True)

@@ -10,6 +10,8 @@ Source: Clevert, Unterthiner and Hochreiter, Fast and Accurate Deep Network Lear
 Linear Units (2016), section 3.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,16 @@ from .._precision import accumulate_wide
 
 @blockwise
 @accumulate_wide
-def _chain(tangent: Tensor, input: Tensor, alpha: float) -> Tensor:
-    # exp(min(x, 0)) is 1 on the positive side, and cannot overflow there
-    slope = input.clamp(max=0).exp()
+def _chain(tangent: Tensor, input: Tensor, alpha: float, *, out: Tensor | None = None) -> Tensor:
+    # exp(min(x, 0)) is 1 on the positive side, and cannot overflow there. As a power of 2, for
+    # torch.exp is 3 times slower on CPUs where it is left to MKL.
+    slope = torch.exp2((input * _LOG2_E).clamp(max=0))
     if alpha != 1:
-        slope = slope * torch.nn.functional.threshold(input.sign(), 0, alpha)
-    return tangent * slope
+        slope = slope * torch.threshold(input.sign(), 0, alpha)
+    return torch.mul(tangent, slope.nan_to_num(1), out=out)  # 1 at NaN, as in torch
 
+
+_LOG2_E = 1 / math.log(2)
 
 _elu = bind_pointwise(torch.nn.functional.elu, _chain, save="input")
 
@@ -40,8 +45,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         inplace: Also write the result into ``input`` and return that.
 
     Returns:
-        Same shape and dtype as ``input``. The derivative at 0 is ``alpha``, that of NaN is NaN
-        (torch: 1).
+        Same shape and dtype as ``input``. The derivative at 0 is ``alpha``, at NaN 1.
 
     Raises:
         NotImplementedError: Integer ``input``.

@@ -25,31 +25,33 @@ from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # p(0)
+_LOG2_E = 1 / math.log(2)
 _LINEAR = 2 * math.sqrt(2 / math.pi)  # 2 u = _LINEAR x + _CUBIC x^3
 _CUBIC = 0.044715 * _LINEAR
 
 
 @blockwise
 @accumulate_wide
-def _exact_chain(tangent: Tensor, input: Tensor) -> Tensor:
+def _exact_chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
+    # p as a power of 2: torch.exp is 3 times slower on CPUs where it is left to MKL
+    log2_p0 = input.new_full((), math.log2(_DENSITY))
+    density = torch.addcmul(log2_p0, input, input, value=-0.5 * _LOG2_E).exp2_()
     if may_overwrite(tangent):
-        bell = (input * input).mul_(-0.5).exp_()
-        # P as y / x: the kernel of y is 4 times faster than torch.erf, see benchmarks
+        # P as y / x: the kernel of y is twice as fast as torch.erf, see benchmarks
         cdf = torch.nn.functional.gelu(input).div_(input).nan_to_num_(0.5)  # 0 / 0
-        return tangent * cdf.addcmul_(input, bell, value=_DENSITY)
-    bell = torch.exp(-0.5 * input * input)
-    cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
-    return tangent * torch.addcmul(cdf, input, bell, value=_DENSITY)
+    else:
+        cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
+    return torch.mul(tangent, torch.addcmul(cdf, input, density), out=out)
 
 
 @blockwise
 @accumulate_wide
-def _tanh_chain(tangent: Tensor, input: Tensor) -> Tensor:
+def _tanh_chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
     square = input * input
     s = torch.sigmoid((square * _CUBIC).add_(_LINEAR) * input)
     rate = (square * (3 * _CUBIC)).add_(_LINEAR) * input  # x d(2 u)/dx
     slope = torch.addcmul(s, s, torch.addcmul(rate, rate, s, value=-1))
-    return tangent * slope
+    return torch.mul(tangent, slope, out=out)
 
 
 _CHAINS = {"none": _exact_chain, "tanh": _tanh_chain}

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
 from .._precision import accumulate_wide
-from ._bits import as_bits
+from ._bits import stopped
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
-    magnitude = input.abs()
     if may_overwrite(tangent):
-        gate = as_bits(magnitude.lt_(3)).clamp_(0, 1)  # 0 for NaN, as in torch
-        return gate.mul_(as_bits(tangent)).view(tangent.dtype).mul_(1 / 6)
-    return (tangent / 6).masked_fill(~(magnitude < 3), 0)
+        # hardshrink(x, z) is 0 where |x| <= z, here the number before 3, and x elsewhere; NaN
+        # stays NaN and gets 0, as in torch
+        before_3 = 3 - 2 * torch.finfo(input.dtype).eps
+        return stopped(tangent, torch.nn.functional.hardshrink(input, before_3)).mul_(1 / 6)
+    return (tangent / 6).masked_fill(~(input.abs() < 3), 0)
 
 
 @accumulate_wide

@@ -15,22 +15,18 @@ from torch import Tensor
 from .._apply import bind_pointwise, may_overwrite
 from .._blocks import blockwise
 from .._precision import accumulate_wide
-from ._bits import as_bits
+from ._bits import stopped
 
 
 @blockwise
 @accumulate_wide
-def _chain(tangent: Tensor, input: Tensor) -> Tensor:
-    # threshold(z, -1, -1/2) is z where z > -1, else -1/2 (torch.where: 30 times slower on CPU)
+def _chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
+    # threshold(-x, -3, -3/2) is -x where x < 3; else -3/2, which makes the slope 1
+    slope = torch.rsub(torch.threshold(-input, -3, -1.5), 0.5, alpha=1 / 3)
+    product = tangent * slope
     if may_overwrite(tangent):
-        slope = torch.threshold_(input / -3, -1, -0.5).neg_()
-        slope = torch.threshold_(slope, -1, -0.5).add_(0.5)
-        product = tangent * slope
-        # 0 where the slope is, also for an infinite tangent
-        return as_bits(product).mul_(as_bits(slope).ne_(0)).view(product.dtype)
-    not_above = torch.threshold(input / -3, -1, -0.5).neg()  # x / 3, and 1/2 from 3 on
-    slope = torch.threshold(not_above, -1, -0.5) + 0.5
-    return (tangent * slope).masked_fill(input <= -3, 0)
+        return stopped(product, torch.le(input, -3, out=slope), product if out is None else out)
+    return product.masked_fill(input <= -3, 0)
 
 
 _hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input")

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, may_overwrite
-from ._bits import as_bits
+from ._bits import stopped
 
 
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
     if may_overwrite(tangent) and tangent.dtype == output.dtype:
-        # y (6 - y) is positive just between the kinks (or NaN, which lets the gradient pass)
-        gate = as_bits((6 - output).mul_(output)).clamp_(0, 1)
-        return gate.mul_(as_bits(tangent)).view(tangent.dtype)
+        # threshold(y, 0, 6) is y where y > 0 and 6 elsewhere
+        return stopped(tangent, torch.threshold(output, 0, 6).eq_(6))
     return tangent.masked_fill((output == 0) | (output == 6), 0)
 
 

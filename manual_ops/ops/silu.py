@@ -12,18 +12,17 @@ Gaussian Error Linear Units (2016).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 
 @blockwise
 @accumulate_wide
-def _chain(tangent: Tensor, input: Tensor) -> Tensor:
+def _chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
     s = torch.sigmoid(input)
     rest = torch.addcmul(input, input, s, value=-1)  # x (1 - s)
-    slope = torch.addcmul(s, s, rest, out=rest if may_overwrite(tangent) else None)
-    return tangent * slope
+    return torch.mul(tangent, torch.addcmul(s, s, rest), out=out)
 
 
 _silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input")

@@ -9,6 +9,8 @@ overflow and log(1 + exp(b x)) equals b x to rounding, the function is the ident
 Source: Dugas et al., Incorporating Second-Order Functional Knowledge (2001).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,11 @@ from .._precision import accumulate_wide, full_precision
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor, beta: float, threshold: float) -> Tensor:
-    scaled = input * beta
-    # the larger of the slope and 0 or 1: torch.where is slower on CPU
-    saturated = (scaled > threshold).to(scaled.dtype)
-    slope = torch.maximum(scaled.sigmoid_(), saturated)
+    scaled = input if beta == 1 else input * beta
+    slope = scaled.sigmoid()
+    if threshold < -math.log(torch.finfo(slope.dtype).eps / 4):  # else it is 1 to rounding there
+        # the larger of the slope and 0 or 1: torch.where is slower on CPU
+        slope = torch.maximum(slope, (scaled > threshold).to(slope.dtype))
     return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
 
 
