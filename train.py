@@ -6,6 +6,7 @@
     python train.py --dataset cifar10 --backend torch
     python train.py --dataset folder --data-dir D    # D/train/CLASS/* and D/test/CLASS/*
     python train.py --config runs/NAME/config.yaml --seed 1
+    python train.py --resume runs/NAME               # go on with a run that was interrupted
     python train.py --dataset cifar10 --help         # all settings, with this data set's defaults
     tensorboard --logdir runs
 
@@ -15,32 +16,28 @@ TensorBoard's events; evaluate.py and predict.py read what it leaves.
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
 
 # Read when torch is loaded: threads that wait for each other sleep instead of spinning. A run that
 # has its cores to itself becomes an eighth slower by it, one beside other programs several times
 # faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-from torch import Tensor
-from torch.nn import Module
-
-from training import pictures, report
-from training.atomic import atomic_write
+from training import report
+from training.checkpoint import Checkpoints
 from training.cli import parse_args
+from training.clock import Stopwatch
 from training.config import Config
 from training.curves import CurveLogger, read_curves
-from training.data import Data, load, steps_per_epoch, training_batches
+from training.data import load, steps_per_epoch
 from training.evaluation import evaluate
-from training.log import LOG_EVERY, ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
-from training.optim import make_optimizer, make_schedule, weight_decay_loss
+from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
+from training.loop import train
 from training.results import Results
 from training.setup import LAYERS, build_model, pick_device
+from training.state import initial_state
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -54,13 +51,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run(args: Sequence[str]) -> int:
     """Read the settings, train, test and report; return the exit code."""
-    started = time.perf_counter()
+    clock = Stopwatch()
     try:
         config = parse_args(args)
+        saved = Checkpoints(config, config.resume).load() if config.resume else None
         layers = LAYERS[config.backend]
         data = load(config, pick_device(config))
         model = build_model(config, data, layers)
-        run_dir = make_run_dir(config)
+        run_dir = config.resume or make_run_dir(config)
+        state = initial_state(config, data, model, run_dir / "weights.pt", clock)
+        if saved:
+            state.load_state_dict(saved)
         config.save(run_dir / "config.yaml")
         data.save(run_dir / "inputs.json")
     except (ValueError, OSError) as error:
@@ -69,14 +70,28 @@ def run(args: Sequence[str]) -> int:
         return 1
 
     print(report.heading(config, data, model), flush=True)
-    logger = make_logger(config, data, run_dir)
+    step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
+    if config.resume:
+        done = ": training is complete" if step == steps else ""
+        print(f"resuming {run_dir} after step {step} of {steps}{done}", flush=True)
+    logger = make_logger(config, run_dir, steps, step)
     logger.log_settings(config.plain())
+    checkpoints = Checkpoints(config, run_dir)
+    (run_dir / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
     try:
-        history, selected = train(config, data, model, layers, logger, run_dir / "weights.pt")
-        model.load_state_dict(torch.load(run_dir / "weights.pt", weights_only=True))
+        signal = train(config, data, layers, state, logger, checkpoints)
+        if signal:
+            print(
+                f"stopped after step {state.progress.step} of {steps}; "
+                f"go on with: python train.py --resume {run_dir}",
+                file=sys.stderr,
+            )
+            return 128 + signal  # as shells have it
+        model.load_state_dict(state.selection.weights)
         test = evaluate(model, layers.CrossEntropyLoss(), data, data.test)
-        seconds = time.perf_counter() - started
-        metrics = report.metrics(config, data, model, history, selected, test, seconds)
+        metrics = report.metrics(
+            config, data, model, state.progress.history, state.selection.epoch, test, clock.seconds
+        )
         report.write(run_dir, metrics)
         results = Results(
             config=config,
@@ -88,13 +103,14 @@ def run(args: Sequence[str]) -> int:
             curves=read_curves(run_dir),
             metrics=metrics,
         )
-        logger.log({"loss/test": test.loss, "accuracy/test": test.accuracy}, results.last_step)
+        logger.log({"loss/test": test.loss, "accuracy/test": test.accuracy}, results.step)
         if config.report:
             from training import html_report  # imports for a second
 
             html_report.write(run_dir, results, logger)
     except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
-        print(f"error: {error}", file=sys.stderr)
+        last = checkpoints.newest or "none, it had not come to that"
+        print(f"error: {error}. Last good checkpoint: {last}", file=sys.stderr)
         return 1
     finally:
         logger.close()
@@ -103,109 +119,22 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def train(
-    config: Config, data: Data, model: Module, layers: ModuleType, logger: Logger, weights: Path
-) -> tuple[list[dict[str, float]], int]:
-    """Train ``model`` and keep the weights to test in the file ``weights``.
-
-    Args:
-        config: The settings.
-        data: The data set; its test split is not looked at.
-        model: The model, on the data's device.
-        layers: Namespace of the layers, for the loss.
-        logger: Takes the metrics of every step and epoch.
-        weights: File for the weights of the best epoch, or the last.
-
-    Returns:
-        The metrics of each epoch, and the number of the epoch whose weights were kept.
-
-    Raises:
-        FloatingPointError: Training diverged.
-    """
-    device = data.train.labels.device
-    criterion = layers.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    validation_criterion = layers.CrossEntropyLoss()
-    optimizer = make_optimizer(config, model)
-    schedule = make_schedule(config, optimizer, config.epochs * steps_per_epoch(config, data))
-    generator = torch.Generator(device).manual_seed(config.seed)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.amp)
-
-    def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(data.normalise(inputs))
-        return logits, criterion(logits, labels)
-
-    if config.compile:
-        forward = torch.compile(forward)
-    step_metrics = StepMetrics(logger)
-    history: list[dict[str, float]] = []
-    best = (-1.0, 0.0)
-    selected = step = 0
-
-    log_pictures(config, data, model, logger)
-    for epoch in range(1, config.epochs + 1):
-        model.train()
-        epoch_started = time.perf_counter()
-        for inputs, labels in training_batches(config, data, generator):
-            with autocast:
-                logits, loss = forward(inputs, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            step_metrics.add(step, optimizer.param_groups[0]["lr"], loss, logits, labels)
-            schedule.step()
-            if step % LOG_EVERY == 0:
-                step_metrics.flush()
-                logger.log(penalty(config, model) | report.gradient_norms(model), step)
-        train_loss, train_accuracy = step_metrics.epoch_means()
-        seconds = time.perf_counter() - epoch_started
-
-        validation = evaluate(model, validation_criterion, data, data.validation)
-        history.append(
-            {
-                "schedule/epoch": epoch,
-                "loss/train_epoch": train_loss,
-                "accuracy/train_epoch": train_accuracy,
-                **penalty(config, model),
-                "loss/validation": validation.loss,
-                "accuracy/validation": validation.accuracy,
-                "speed/images_per_second": steps_per_epoch(config, data) * len(labels) / seconds,
-            }
-        )
-        logger.log(history[-1], step)
-        if data.has_images:
-            logger.log_image("pictures/kernels", pictures.kernels(model, data), step)
-        score = (validation.accuracy, -validation.loss)
-        if config.select == "last" or score > best:
-            best, selected = score, epoch
-            with atomic_write(weights) as file:
-                torch.save(model.state_dict(), file)
-    return history, selected
-
-
-def penalty(config: Config, model: Module) -> dict[str, float]:
-    """Return the weight-decay loss as a metric, apart from the classification loss."""
-    return {"loss/weight_decay": weight_decay_loss(model, config.weight_decay).item()}
-
-
-def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> None:
-    """Log the first training batch, augmented as it will be, and the untrained kernels."""
-    if not data.has_images:
-        return
-    generator = torch.Generator(data.train.labels.device).manual_seed(config.seed)
-    inputs, _ = next(training_batches(config, data, generator))
-    logger.log_image("pictures/samples", pictures.samples(inputs), 0)
-    logger.log_image("pictures/kernels", pictures.kernels(model, data), 0)
-
-
 def make_run_dir(config: Config) -> Path:
     """Create and return the folder of the run.
 
     Raises:
+        ValueError: It holds a run that can be resumed.
         OSError: It cannot be created.
     """
     if config.run_dir is not None:
         config.run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(config, config.run_dir)
+        if checkpoints.newest and not (config.run_dir / report.FILE).exists():
+            raise ValueError(
+                f"{config.run_dir} holds a run that has not ended. Go on with it by --resume "
+                f"{config.run_dir}, delete it, or choose another --run-dir"
+            )
+        checkpoints.clear()
         return config.run_dir
     name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):  # runs started in the same second
@@ -218,12 +147,19 @@ def make_run_dir(config: Config) -> Path:
     raise FileExistsError(f"{run_dir} exists; choose a --run-dir")
 
 
-def make_logger(config: Config, data: Data, run_dir: Path) -> Logger:
-    """Return a logger to the console, to the run's curves and, if wanted, to TensorBoard."""
-    console = ConsoleLogger(config.epochs * steps_per_epoch(config, data))
-    loggers = [console, CurveLogger(run_dir)]
+def make_logger(config: Config, run_dir: Path, steps: int, step: int) -> Logger:
+    """Return a logger to the console, to the run's curves and, if wanted, to TensorBoard.
+
+    Args:
+        config: The settings.
+        run_dir: Folder of the run.
+        steps: Training steps of the whole run.
+        step: Steps already taken; what a former process logged after them is dropped.
+    """
+    purge_step = step + 1 if step else 0
+    loggers = [ConsoleLogger(steps, step), CurveLogger(run_dir, purge_step)]
     if config.tensorboard:
-        loggers.append(TensorBoardLogger(run_dir))
+        loggers.append(TensorBoardLogger(run_dir, purge_step))
     return Loggers(*loggers)
 
 

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from tests.training.files import write_folder, write_idx, write_mnist
-from tests.training.recorder import Recorder
+from training import loop
 from training.cli import parse_args
+from training.curves import read_curves
 from training.data import load
+from training.step_metrics import StepMetrics
 
 PROGRAM = Path(train.__file__)
 SHORT = ("--epochs", "1", "--limit-train", "64", "--no-tensorboard")
@@ -48,17 +49,12 @@ def run() -> Run:
 
 
 @pytest.fixture
-def curve(tmp_path) -> Curve:
+def curve(run) -> Curve:
     """Train with arguments; return the classification loss of the first steps."""
 
     def curve(*args: str, steps: int) -> list[float]:
-        config = parse_args(args)
-        recorder = Recorder()
-        data = load(config, torch.device("cpu"))
-        layers = train.LAYERS[config.backend]
-        model = train.build_model(config, data, layers)
-        train.train(config, data, model, layers, recorder, tmp_path / "weights.pt")
-        losses = [m["loss/train"] for _, m in recorder.metrics if "loss/train" in m]
+        run(*args, "--no-tensorboard")
+        losses = [loss for _, loss in read_curves(Path("run"))["loss/train"]]
         assert len(losses) >= steps
         return losses[:steps]
 
@@ -87,7 +83,7 @@ class TestDefaultRun:
         names = {path.name.partition(".tfevents")[0] for path in Path("run").iterdir()}
         assert names == {
             "config.yaml", "inputs.json", "weights.pt", "metrics.json", "curves.jsonl",
-            "report.html", "figures", "events.out",
+            "report.html", "figures", "events.out", "checkpoints",
         }  # fmt: skip
         assert metrics.keys() >= {
             "test_accuracy", "test_loss", "per_class_accuracy", "parameters", "epochs", "seconds",
@@ -241,13 +237,13 @@ class TestSettings:
 
     def test_amp_computes_in_bfloat16(self, run, monkeypatch):
         dtypes = set()
-        add = train.StepMetrics.add
+        add = StepMetrics.add
 
         def spy(self, step, learning_rate, loss, logits, labels):
             dtypes.add(logits.dtype)
             add(self, step, learning_rate, loss, logits, labels)
 
-        monkeypatch.setattr(train.StepMetrics, "add", spy)
+        monkeypatch.setattr(StepMetrics, "add", spy)
         run(*SHORT, "--amp")
         assert dtypes == {torch.bfloat16}
 
@@ -264,13 +260,14 @@ class TestSettings:
 
     def test_the_test_set_is_touched_once_at_the_end(self, run, monkeypatch):
         sizes = []
-        evaluate = train.evaluate
+        evaluate = loop.evaluate
 
         def spy(model, criterion, data, split):
             sizes.append(len(split))
             return evaluate(model, criterion, data, split)
 
-        monkeypatch.setattr(train, "evaluate", spy)
+        for module in (loop, train):
+            monkeypatch.setattr(module, "evaluate", spy)
         run("--epochs", "3", "--limit-train", "64")
         assert sizes == [144, 144, 144, 359]
 
@@ -350,13 +347,21 @@ class TestMistakes:
 
     def test_a_learning_rate_that_diverges(self, capsys):
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
-        assert "Lower --lr" in self.error(capsys, *args, "--batch-size", "8")
+        error = self.error(capsys, *args, "--batch-size", "8")
+        assert re.search(r"in step 2: its loss is nan.* gradient .* of output\. Lower --lr", error)
+        assert "Last good checkpoint: none" in error
+
+    def test_the_last_good_checkpoint_is_named(self, capsys):
+        args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
+        args = (*args, "--batch-size", "8", "--checkpoint-every", "0", "--run-dir", "run")
+        assert "Last good checkpoint: run/checkpoints/step-1.pt" in self.error(capsys, *args)
+        assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-1.pt"]
 
     def test_a_full_disk(self, capsys, monkeypatch):
         def refuse(path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(train, "atomic_write", refuse)
+        monkeypatch.setattr("training.selection.atomic_write", refuse)
         assert "No space left on device" in self.error(capsys, *SHORT)
 
     def test_an_error_of_the_program_itself_is_not_hidden(self, monkeypatch):
@@ -366,30 +371,3 @@ class TestMistakes:
         monkeypatch.setattr(train, "train", fail)
         with pytest.raises(ValueError, match="a bug"):
             train.main([])
-
-
-def test_ctrl_c_ends_without_traceback_and_keeps_the_best_weights():
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            PROGRAM,
-            "--epochs",
-            "100000",
-            "--schedule",
-            "constant",
-            "--run-dir",
-            "run",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        for line in process.stdout:
-            if line.startswith("epoch   2"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.strip() == "interrupted"
-    assert torch.load("run/weights.pt", weights_only=True)

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_SUFFIX = ".unfinished"
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Delete what ``atomic_write`` left in ``directory`` if the process was killed in it."""
+    for path in directory.glob(f".*{_SUFFIX}"):
+        path.unlink()
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
@@ -23,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: The directory cannot be written to, or the disk is full.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(_SUFFIX, f".{path.name}.", path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -15,8 +15,8 @@ from training.recipes import recipe
 def parse_args(args: Sequence[str]) -> Config:
     """Read the settings from command-line arguments.
 
-    Defaults come from the recipe of the data set and model; a file named by ``--config`` goes
-    before them, flags before both.
+    Defaults come from the recipe of the data set and model; a file named by ``--config``, or that
+    of the run named by ``--resume``, goes before them, flags before both.
 
     Args:
         args: Arguments without the program's name.
@@ -25,14 +25,19 @@ def parse_args(args: Sequence[str]) -> Config:
         The settings, all of them resolved.
 
     Raises:
-        ValueError: The file of ``--config`` does not hold settings.
+        ValueError: The file does not hold settings, or there is no run to resume.
         OSError: It cannot be read.
         SystemExit: An argument is wrong (code 2, message printed), or ``--help`` was asked.
     """
     chosen = _peek(args)
-    if chosen.config is not None:
+    path = chosen.config
+    if chosen.resume is not None:
+        path = Path(chosen.resume, "config.yaml")
+        if not path.exists():
+            raise ValueError(f"there is no run to resume in {chosen.resume}: {path} is missing")
+    if path is not None:
         # A file of settings is the same flags, written down: one parser checks both.
-        args = [*_flags_of(Path(chosen.config)), *args]
+        args = [*_flags_of(Path(path)), *args]
         chosen = _peek(args)
     return tyro.cli(
         Config,
@@ -45,7 +50,7 @@ def parse_args(args: Sequence[str]) -> Config:
 def _peek(args: Sequence[str]) -> argparse.Namespace:
     """Read the flags that choose the defaults of the others; mistakes are left to the parser."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--dataset", "--model", "--config"):
+    for name in ("--dataset", "--model", "--config", "--resume"):
         parser.add_argument(name, nargs="?")
     chosen = parser.parse_known_args(args)[0]
     if chosen.dataset not in get_args(DatasetName):
@@ -65,7 +70,7 @@ def _flags_of(path: Path) -> list[str]:
         raise ValueError(f"{path} holds no settings: expected lines of the form 'epochs: 10'")
     arguments: list[str] = []
     for name, value in settings.items():
-        if name in ("config", "run_dir"):
+        if name in ("config", "run_dir", "resume"):
             continue  # a repeated run gets a folder of its own
         if isinstance(value, bool):
             arguments.append(flag(name) if value else flag(f"no_{name}"))

@@ -125,6 +125,12 @@ class Config:
     report: bool = True
     """Write report.html and its figures at the end; evaluate.py writes them later."""
 
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints; 0 writes one after every step."""
+
+    resume: Path | None = None
+    """Continue the run in this folder from its last checkpoint, with its settings."""
+
     config: Path | None = None
     """Start from the config.yaml of a former run; flags given beside it override it."""
 
@@ -142,7 +148,7 @@ class Config:
         for name in ("momentum", "label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "crop_padding", "negative_slope", "seed"):
+        for name in ("weight_decay", "crop_padding", "negative_slope", "seed", "checkpoint_every"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{flag(name)} must not be negative, got {value}")
@@ -155,6 +161,8 @@ class Config:
             raise ValueError("--amsgrad needs --optimizer adam or adamw")
         if self.image_size is not None and self.dataset != "folder":
             raise ValueError("--image-size needs --dataset folder; other data sets have one size")
+        if self.resume is not None and (self.config or self.run_dir) is not None:
+            raise ValueError("--resume has settings and folder already: no --config or --run-dir")
 
     def plain(self) -> dict[str, Any]:
         """Return every setting by name, as YAML's own types."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,36 +88,75 @@ def load(config: Config, device: torch.device) -> Data:
 
 
 def steps_per_epoch(config: Config, data: Data) -> int:
-    """Return the number of batches ``training_batches`` gives."""
+    """Return the number of batches in a pass over the training set."""
     return max(1, len(data.train) // config.batch_size)
 
 
-def training_batches(
-    config: Config, data: Data, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pass once over the training set in random order.
+class TrainingBatches:
+    """Batches without end: pass after pass over the training set, each in a new random order.
 
     All batches have the same size: the few examples left over are skipped, different ones in
-    every epoch, so that no step rests on one or two examples.
-
-    Args:
-        config: Settings of batch size and augmentation.
-        data: The data set.
-        generator: Source of the order and of augmentation, on the data's device.
-
-    Yields:
-        Inputs as raw as in ``data.train``, augmented; and their labels.
+    every epoch, so that no step rests on one or two examples. Inputs are as raw as in
+    ``data.train``, augmented; labels come with them.
     """
-    train = data.train
-    order = torch.randperm(len(train), generator=generator, device=train.labels.device)
-    for step in range(steps_per_epoch(config, data)):
-        rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+
+    def __init__(self, config: Config, data: Data) -> None:
+        """Begin with the order and the augmentation that the seed of ``config`` gives."""
+        self._config = config
+        self._data = data
+        self._device = data.train.labels.device
+        self._generator = torch.Generator(self._device).manual_seed(config.seed)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._beginning = self._generator.get_state()
+        self._order = torch.randperm(
+            len(self._data.train), generator=self._generator, device=self._device
+        )
+        self._step = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        config, train = self._config, self._data.train
+        if self._step == steps_per_epoch(config, self._data):
+            self._begin_epoch()
+        rows = self._order[self._step * config.batch_size : (self._step + 1) * config.batch_size]
+        self._step += 1
         inputs, labels = train.inputs[rows], train.labels[rows]
         if config.augment:
-            inputs = random_crop(inputs, config.crop_padding, generator)
+            inputs = random_crop(inputs, config.crop_padding, self._generator)
             if config.flip:
-                inputs = random_flip(inputs, generator)
-        yield inputs, labels
+                inputs = random_flip(inputs, self._generator)
+        return inputs, labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the epoch, and the generator's state now and at its beginning."""
+        return {
+            "examples": len(self._data.train),
+            "device": self._device.type,
+            "step": self._step,
+            "beginning": self._beginning,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was called.
+
+        Raises:
+            ValueError: That was with another number of examples, or another kind of device.
+        """
+        here = {"examples": len(self._data.train), "device": self._device.type}
+        for name, value in here.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"the run to resume has another {name}: {state[name]} there, {value} here"
+                )
+        self._generator.set_state(state["beginning"])
+        self._begin_epoch()  # draws the order again
+        self._step = state["step"]
+        self._generator.set_state(state["generator"])
 
 
 def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def write(directory: Path, results: Results, logger: Logger | None = None) -> Pa
     Args:
         directory: Where ``report.html`` and the folder ``figures`` go; made if missing.
         results: What to report.
-        logger: Gets the same figures, and a precision-recall curve for each class, at the last
+        logger: Gets the same figures, and a precision-recall curve for each class, after the last
             step of training.
 
     Returns:
@@ -47,7 +47,7 @@ def write(directory: Path, results: Results, logger: Logger | None = None) -> Pa
         file.write(page.encode())
     if logger is not None:
         for name, png in pictures.items():
-            logger.log_image(f"report/{name}", to_tensor(png), results.last_step)
+            logger.log_image(f"report/{name}", to_tensor(png), results.step)
         _log_precision_recall(results, logger)
     return directory / PAGE
 
@@ -170,4 +170,4 @@ def _log_precision_recall(results: Results, logger: Logger) -> None:
     for label in labels.unique().tolist():
         name = f"precision_recall/{results.inputs.classes[label]}"
         hits = labels == label
-        logger.log_precision_recall(name, hits, probabilities[:, label], results.last_step)
+        logger.log_precision_recall(name, hits, probabilities[:, label], results.step)

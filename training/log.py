@@ -1,17 +1,12 @@
 """Where a run's metrics go while it trains: nowhere, the console, TensorBoard, or several."""
 
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import override
-
-LOG_EVERY = 20  # steps between two transfers of metrics from the device
 
 # Scalars beside the settings in TensorBoard's HParams tab.
 HPARAM_METRICS = (
@@ -37,6 +32,9 @@ class Logger:
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Take the settings of the run by name."""
+
+    def flush(self) -> None:
+        """Write out what is pending, so that it outlives the process."""
 
     def close(self) -> None:
         """Write out what is pending; the logger is not used again."""
@@ -69,6 +67,11 @@ class Loggers(Logger):
             logger.log_settings(settings)
 
     @override
+    def flush(self) -> None:
+        for logger in self._loggers:
+            logger.flush()
+
+    @override
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()
@@ -77,12 +80,16 @@ class Loggers(Logger):
 class ConsoleLogger(Logger):
     """A line per epoch, and in a terminal a progress bar below the lines."""
 
-    def __init__(self, steps: int) -> None:
-        """Start the bar of a run of ``steps`` training steps."""
+    def __init__(self, steps: int, step: int = 0) -> None:
+        """Start the bar of a run of ``steps`` training steps, ``step`` of them taken already."""
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
-            total=steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+            total=steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
         )
 
     @override
@@ -114,13 +121,18 @@ def _epoch_line(metrics: Mapping[str, float]) -> str:
 class TensorBoardLogger(Logger):
     """Writes TensorBoard events, all of a run into one directory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open an event file in ``directory``."""
+    def __init__(self, directory: Path, purge_step: int = 0) -> None:
+        """Open an event file in ``directory``.
+
+        Args:
+            directory: Folder of the run.
+            purge_step: TensorBoard drops what a former run wrote from this step on; by default
+                all of it.
+        """
         from torch.utils.tensorboard import SummaryWriter  # imports for over a second
 
-        # purge_step: TensorBoard drops what a former run in this directory wrote.
         # max_queue: the metrics of many steps come at once, and training must not wait for them.
-        self._writer: Any = SummaryWriter(directory, purge_step=0, max_queue=1000)
+        self._writer: Any = SummaryWriter(directory, purge_step=purge_step, max_queue=1000)
 
     @override
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -151,63 +163,9 @@ class TensorBoardLogger(Logger):
             self._writer.file_writer.add_summary(summary)
 
     @override
+    def flush(self) -> None:
+        self._writer.flush()
+
+    @override
     def close(self) -> None:
         self._writer.close()
-
-
-class StepMetrics:
-    """Loss and accuracy of every step, kept on the device and handed to a logger in batches.
-
-    Reading a number off a GPU makes the program wait for it; doing so once in ``LOG_EVERY``
-    steps costs nothing.
-    """
-
-    def __init__(self, logger: Logger) -> None:
-        self._logger = logger
-        self._pending: list[tuple[int, float, Tensor]] = []
-        self._epoch: list[tuple[float, float]] = []
-
-    def add(
-        self, step: int, learning_rate: float, loss: Tensor, logits: Tensor, labels: Tensor
-    ) -> None:
-        """Note a training step.
-
-        Args:
-            step: Number of the step, from 1.
-            learning_rate: That of the step.
-            loss: Classification loss, a scalar.
-            logits: ``(N, classes)``.
-            labels: ``(N,)``.
-        """
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        self._pending.append((step, learning_rate, torch.stack([loss.detach().float(), accuracy])))
-
-    def flush(self) -> None:
-        """Log the pending steps.
-
-        Raises:
-            FloatingPointError: A loss is not finite: training has diverged.
-        """
-        if not self._pending:
-            return
-        values = torch.stack([value for _, _, value in self._pending]).tolist()
-        for (step, learning_rate, _), (loss, accuracy) in zip(self._pending, values, strict=True):
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"training diverged: the loss of step {step} is {loss}. Lower --lr"
-                )
-            metrics = {
-                "loss/train": loss,
-                "accuracy/train": accuracy,
-                "schedule/learning_rate": learning_rate,
-            }
-            self._logger.log(metrics, step)
-            self._epoch.append((loss, accuracy))
-        self._pending.clear()
-
-    def epoch_means(self) -> tuple[float, float]:
-        """Log the pending steps; return mean loss and accuracy since the last call."""
-        self.flush()
-        losses, accuracies = zip(*self._epoch, strict=True)
-        self._epoch.clear()
-        return fmean(losses), fmean(accuracies)

@@ -17,6 +17,8 @@ from training.layers import layer_table
 from training.memory import peak_memory
 from training.results import scores
 
+FILE = "metrics.json"
+
 
 def heading(config: Config, data: Data, model: Module) -> str:
     """Return the printed description of a run: the data, and the model layer by layer."""
@@ -84,7 +86,7 @@ def metrics(
 
 def write(run_dir: Path, metrics: dict[str, Any]) -> None:
     """Write metrics.json into ``run_dir``."""
-    with atomic_write(run_dir / "metrics.json") as file:
+    with atomic_write(run_dir / FILE) as file:
         file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
 
 
@@ -105,14 +107,3 @@ def summary(metrics: dict[str, Any]) -> str:
             f"{metrics['seconds']:.1f} s, {metrics['images_per_second']:,.0f} images/s",
         ]
     )
-
-
-def gradient_norms(model: Module) -> dict[str, float]:
-    """Return the Euclidean norm of the gradient of each layer that has parameters."""
-    norms = {
-        f"norm/gradient/{name}": torch.stack([p.grad.norm() for p in layer_parameters]).norm()
-        for name, layer in model.named_modules()
-        if (layer_parameters := [p for p in layer.parameters(recurse=False) if p.grad is not None])
-    }
-    values = torch.stack(list(norms.values())).tolist()  # one transfer from the device
-    return dict(zip(norms, values, strict=True))

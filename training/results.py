@@ -43,9 +43,13 @@ class Results:
     metrics: dict[str, Any]
 
     @property
-    def last_step(self) -> int:
-        """Number of the last training step that left metrics."""
-        return max((curve[-1][0] for curve in self.curves.values()), default=0)
+    def step(self) -> int:
+        """Step to log results at: one past the last of training.
+
+        A resumed run drops what it logged after its checkpoint, and so does not log them twice.
+        """
+        training = self.curves.get("loss/train", [(0, 0.0)])
+        return training[-1][0] + 1
 
     @cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:

@@ -123,8 +123,7 @@ class TestCommandLine:
             "batch_norm", "dropout", "backend", "epochs", "batch_size", "optimizer", "lr",
             "schedule", "momentum", "nesterov", "amsgrad", "weight_decay", "label_smoothing",
             "select", "device", "threads", "seed", "compile", "amp", "run_dir", "tensorboard",
-            "report",
-            "config",
+            "report", "config", "resume", "checkpoint_every",
         }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Splits, normalisation and batches."""
 
+from itertools import islice
+
 import pytest
 import torch
 
 from tests.training.files import write_mnist
 from training.config import Config
-from training.data import Data, load, steps_per_epoch, training_batches
+from training.data import Data, TrainingBatches, load, steps_per_epoch
 from training.recipes import recipe
 
 CPU = torch.device("cpu")
@@ -15,8 +17,9 @@ def keys(inputs: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in inputs}
 
 
-def batches(config: Config, data: Data, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(training_batches(config, data, torch.Generator().manual_seed(seed)))
+def batches(config: Config, data: Data) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of the first epoch."""
+    return list(islice(TrainingBatches(config, data), steps_per_epoch(config, data)))
 
 
 def test_validation_is_held_out_of_training_and_test():
@@ -87,10 +90,12 @@ def test_fewer_examples_than_a_batch_make_one_batch():
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_the_generator_decides_the_batches(augment):
-    config = Config(augment=augment, crop_padding=1)
-    data = load(config, CPU)
-    first, second, other = (batches(config, data, seed)[0][0] for seed in (0, 0, 1))
+def test_the_seed_decides_the_batches(augment):
+    data = load(Config(), CPU)
+    first, second, other = (
+        batches(Config(augment=augment, crop_padding=1, seed=seed), data)[0][0]
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -102,6 +107,37 @@ def test_augment_changes_training_images():
     augmented = torch.cat([x for x, _ in batches(Config(augment=True, **settings), data)])
     assert keys(plain) <= keys(data.train.inputs)
     assert len(keys(augmented) - keys(data.train.inputs)) > 800
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    config = Config(batch_size=400)
+    data = load(config, CPU)
+    endless = TrainingBatches(config, data)
+    first, second = (torch.cat([next(endless)[0] for _ in range(3)]) for _ in range(2))
+    assert len(keys(first)) == len(keys(second)) == 1200
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 7])
+def test_batches_continue_from_their_state(taken):
+    """Anywhere in an epoch, at its beginning and its end."""
+    config = Config(batch_size=400, augment=True, crop_padding=1)
+    data = load(config, CPU)
+    batches, again = TrainingBatches(config, data), TrainingBatches(config, data)
+    for _ in range(taken):
+        next(batches)
+    again.load_state_dict(batches.state_dict())
+    for _ in range(4):
+        for expected, found in zip(next(batches), next(again), strict=True):
+            assert torch.equal(expected, found)
+
+
+def test_batches_of_other_data_do_not_continue():
+    config = Config(limit_train=100)
+    state = TrainingBatches(config, load(config, CPU)).state_dict()
+    batches = TrainingBatches(config, load(Config(limit_train=99), CPU))
+    with pytest.raises(ValueError, match="another examples: 100 there, 99 here"):
+        batches.load_state_dict(state)
 
 
 def test_points_cannot_be_augmented():

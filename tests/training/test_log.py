@@ -1,16 +1,15 @@
-"""Loggers, and the collection of per-step metrics."""
+"""Loggers."""
 
 import io
 import sys
 
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.training.recorder import Recorder
-from training.log import ConsoleLogger, Logger, Loggers, StepMetrics, TensorBoardLogger
+from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
 
 EPOCH = {
     "schedule/epoch": 3,
@@ -29,6 +28,7 @@ def test_the_plain_logger_does_nothing():
     logger.log_image("b", torch.zeros(3, 1, 1, dtype=torch.uint8), 1)
     logger.log_precision_recall("c", torch.tensor([True]), torch.tensor([0.5]), 1)
     logger.log_settings({"d": 1})
+    logger.flush()
     logger.close()
 
 
@@ -41,43 +41,6 @@ def test_several_loggers_all_get_everything():
     for recorder in recorders:
         assert (recorder.metrics, recorder.images) == ([(1, {"a": 1.0})], [(2, "b")])
         assert recorder.closed
-
-
-class TestStepMetrics:
-    def add(self, metrics: StepMetrics, step: int, loss: float) -> None:
-        logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-        metrics.add(step, 0.1 * step, torch.tensor(loss), logits, torch.tensor([0, 1, 1, 0]))
-
-    def test_steps_are_logged_together_when_flushed(self):
-        recorder = Recorder()
-        metrics = StepMetrics(recorder)
-        self.add(metrics, 1, 0.5)
-        self.add(metrics, 2, 0.25)
-        assert recorder.metrics == []
-        metrics.flush()
-        assert recorder.metrics == [
-            (1, {"loss/train": 0.5, "accuracy/train": 0.75, "schedule/learning_rate": 0.1}),
-            (2, {"loss/train": 0.25, "accuracy/train": 0.75, "schedule/learning_rate": 0.2}),
-        ]
-        metrics.flush()
-        assert len(recorder.metrics) == 2
-
-    def test_epoch_means_cover_flushed_and_pending_steps_once(self):
-        metrics = StepMetrics(Logger())
-        self.add(metrics, 1, 0.5)
-        metrics.flush()
-        self.add(metrics, 2, 0.25)
-        assert metrics.epoch_means() == (0.375, 0.75)
-        self.add(metrics, 3, 1.0)
-        assert metrics.epoch_means() == (1.0, 0.75)
-
-    @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-    def test_a_loss_that_is_not_finite_stops_the_run(self, loss):
-        metrics = StepMetrics(Logger())
-        self.add(metrics, 1, 0.5)
-        self.add(metrics, 2, loss)
-        with pytest.raises(FloatingPointError, match=r"step 2 is .*Lower --lr"):
-            metrics.flush()
 
 
 class TestConsole:
@@ -109,6 +72,13 @@ class TestConsole:
         assert "30/100" in terminal.getvalue()
         assert "loss=1.2500" in terminal.getvalue()
         assert capsys.readouterr().out.startswith("epoch   3")
+
+    def test_the_bar_of_a_resumed_run_begins_where_the_run_is(self, monkeypatch):
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        ConsoleLogger(100, 60).close()
+        assert "60/100" in terminal.getvalue()
 
 
 class TestTensorBoard:
@@ -149,6 +119,15 @@ class TestTensorBoard:
         assert settings["lr"].number_value == 0.1
         shown = {name: settings[name].string_value for name in ("flip", "hidden", "limit")}
         assert shown == {"flip": "True", "hidden": "[3, 4]", "limit": "None"}
+
+    def test_a_resumed_run_replaces_what_came_after_its_checkpoint(self, tmp_path):
+        for purge_step, steps in ((0, (1, 2, 3)), (3, (3, 4))):
+            logger = TensorBoardLogger(tmp_path, purge_step)
+            for step in steps:
+                logger.log({"loss/train": float(purge_step)}, step)
+            logger.flush()  # and is killed
+        events = self.events(tmp_path).Scalars("loss/train")
+        assert [(e.step, e.value) for e in events] == [(1, 0.0), (2, 0.0), (3, 3.0), (4, 3.0)]
 
     def test_a_second_run_in_the_directory_replaces_the_first(self, tmp_path):
         for value in (1.0, 2.0):

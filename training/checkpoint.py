@@ -1,0 +1,133 @@
+"""Checkpoints of a run, from which it continues after whatever ended it."""
+
+import pickle
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.atomic import atomic_write, remove_unfinished
+from training.config import Config, flag
+
+KEPT = 2  # the newest, and the one before it should the newest be damaged
+
+# Settings that may differ on a resume: they say where a run is and how it is computed, not what.
+FREE = frozenset(
+    {
+        "checkpoint_every", "compile", "config", "data_dir", "device", "report", "resume",
+        "run_dir", "tensorboard", "threads",
+    }
+)  # fmt: skip
+
+# What zipfile and torch.load raise on files that are cut short, overwritten or not checkpoints.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+
+
+class Checkpoints:
+    """The last checkpoints of a run: files ``checkpoints/step-N.pt`` in its folder.
+
+    A checkpoint appears under its name only once it is whole and on the disk, so that there is a
+    good one at any moment.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        """Take the checkpoints of the run in ``run_dir``, whose settings are ``config``."""
+        self._config = config
+        self._folder = run_dir / "checkpoints"
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the time between two checkpoints has passed."""
+        return time.monotonic() - self._saved_at >= self._config.checkpoint_every
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return max(self._folder.glob("step-*.pt"), key=_step, default=None)
+
+    def save(self, state: Mapping[str, Any], step: int) -> None:
+        """Write the checkpoint of ``step``; delete those before the last two, or after it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._folder.mkdir(exist_ok=True)
+        remove_unfinished(self._folder)
+        with atomic_write(self._folder / f"step-{step}.pt") as file:
+            torch.save({"settings": self._config.plain(), "state": state}, file)
+        files = sorted(self._folder.glob("step-*.pt"), key=_step)
+        kept = [path for path in files if _step(path) <= step][-KEPT:]
+        for path in files:
+            if path not in kept:
+                path.unlink()
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state in the newest checkpoint that is whole, or None if there is none yet.
+
+        Damaged ones are passed over with a warning on the error output.
+
+        Raises:
+            ValueError: All are damaged, or they are of a run with other settings.
+        """
+        paths = sorted(self._folder.glob("step-*.pt"), key=_step, reverse=True)
+        for path in paths:
+            try:
+                settings, state = _read(path)
+            except _UNREADABLE as error:
+                print(f"warning: {path} is damaged and passed over: {error}", file=sys.stderr)
+                continue
+            self._check_fit(path, settings)
+            return state
+        if paths:
+            raise ValueError(f"no checkpoint in {self._folder} can be read")
+        return None
+
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        for path in self._folder.glob("step-*.pt"):
+            path.unlink()
+
+    def _check_fit(self, path: Path, saved: dict[str, Any]) -> None:
+        free = FREE
+        if self._config.schedule == "constant":  # the others are laid out over all epochs
+            free |= {"epochs"}
+        now = self._config.plain()
+        differing = [
+            f"{flag(name)} {saved.get(name)} there, {now.get(name)} here"
+            for name in sorted(saved.keys() | now.keys())
+            if name not in free and saved.get(name) != now.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{path} is of a run with other settings ({'; '.join(differing)}). Resume without "
+                "them, or start a new run"
+            )
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and the state in a checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch.load does not look at the checksums
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return saved["settings"], saved["state"]

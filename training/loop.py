@@ -1,0 +1,133 @@
+"""The training loop."""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from training import pictures
+from training.checkpoint import Checkpoints
+from training.config import Config
+from training.data import Data, TrainingBatches, steps_per_epoch
+from training.evaluation import evaluate
+from training.log import Logger
+from training.optim import weight_decay_loss
+from training.signals import StopSignals
+from training.state import TrainingState
+from training.step_metrics import LOG_EVERY
+
+
+def train(
+    config: Config,
+    data: Data,
+    layers: ModuleType,
+    state: TrainingState,
+    logger: Logger,
+    checkpoints: Checkpoints,
+) -> int:
+    """Train from where ``state`` is to the end, or until SIGINT or SIGTERM asks to stop.
+
+    Either way the last step is in a checkpoint when the function returns.
+
+    Args:
+        config: The settings.
+        data: The data set; its test split is not looked at.
+        layers: Namespace of the layers, for the loss.
+        state: The model and everything else that training changes.
+        logger: Takes the metrics of every step and epoch.
+        checkpoints: Takes the state from time to time.
+
+    Returns:
+        Number of the signal that ended training early, or 0.
+
+    Raises:
+        FloatingPointError: Training diverged.
+        OSError: A file cannot be written.
+    """
+    model = state.model
+    criterion = layers.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    autocast = torch.autocast(data.train.labels.device.type, torch.bfloat16, enabled=config.amp)
+
+    def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(data.normalise(inputs))
+        return logits, criterion(logits, labels)
+
+    if config.compile:
+        forward = torch.compile(forward)
+
+    if state.progress.step == 0:
+        log_pictures(config, data, model, logger)
+    epoch_length = steps_per_epoch(config, data)
+    model.train()
+    with StopSignals() as stop:
+        for step in range(state.progress.step + 1, config.epochs * epoch_length + 1):
+            inputs, labels = next(state.batches)
+            with autocast:
+                logits, loss = forward(inputs, labels)
+            state.optimizer.zero_grad()
+            loss.backward()
+            rate = state.optimizer.param_groups[0]["lr"]
+            state.metrics.add(step, rate, loss, logits, labels)
+            state.optimizer.step()
+            state.schedule.step()
+            state.progress.step = step
+            if step % LOG_EVERY == 0:
+                state.metrics.flush(logger)
+                logger.log(penalty(config, model), step)
+            if step % epoch_length == 0:
+                end_epoch(config, data, layers, state, logger, epoch_length * len(labels))
+                model.train()
+            if stop.received or checkpoints.due:
+                save(state, logger, checkpoints)
+            if stop.received:
+                return stop.received
+    save(state, logger, checkpoints)
+    return 0
+
+
+def end_epoch(
+    config: Config, data: Data, layers: ModuleType, state: TrainingState, logger: Logger, seen: int
+) -> None:
+    """Validate, log the epoch, in which ``seen`` images were trained on, and select weights."""
+    loss, accuracy = state.metrics.epoch_means(logger)
+    seconds = state.clock.lap()
+    validation = evaluate(state.model, layers.CrossEntropyLoss(), data, data.validation)
+    epoch = len(state.progress.history) + 1
+    metrics = {
+        "schedule/epoch": epoch,
+        "loss/train_epoch": loss,
+        "accuracy/train_epoch": accuracy,
+        **penalty(config, state.model),
+        "loss/validation": validation.loss,
+        "accuracy/validation": validation.accuracy,
+        "speed/images_per_second": seen / seconds,
+    }
+    state.progress.history.append(metrics)
+    step = state.progress.step
+    logger.log(metrics, step)
+    if data.has_images:
+        logger.log_image("pictures/kernels", pictures.kernels(state.model, data), step)
+    state.selection.offer(epoch, state.model, validation)
+    state.clock.lap()  # the next epoch begins here
+
+
+def save(state: TrainingState, logger: Logger, checkpoints: Checkpoints) -> None:
+    """Write a checkpoint, after everything logged up to it has been written."""
+    state.metrics.flush(logger)  # which raises if the state is no good
+    logger.flush()
+    checkpoints.save(state.state_dict(), state.progress.step)
+
+
+def penalty(config: Config, model: Module) -> dict[str, float]:
+    """Return the weight-decay loss as a metric, apart from the classification loss."""
+    return {"loss/weight_decay": weight_decay_loss(model, config.weight_decay).item()}
+
+
+def log_pictures(config: Config, data: Data, model: Module, logger: Logger) -> None:
+    """Log the first training batch, augmented as it will be, and the untrained kernels."""
+    if not data.has_images:
+        return
+    inputs, _ = next(TrainingBatches(config, data))
+    logger.log_image("pictures/samples", pictures.samples(inputs), 0)
+    logger.log_image("pictures/kernels", pictures.kernels(model, data), 0)

@@ -1,0 +1,65 @@
+"""The weights that a run tests and keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from training.atomic import atomic_write
+from training.evaluation import Evaluation
+
+
+class Selection:
+    """The weights of the best epoch so far, or of the last, in memory and in a file.
+
+    Attributes:
+        epoch: Number of the epoch that the weights are of, 0 before the first.
+        weights: ``state_dict`` of the model at its end, a copy.
+    """
+
+    def __init__(self, path: Path, *, last: bool) -> None:
+        """Select nothing yet.
+
+        Args:
+            path: File for the weights.
+            last: Whether to take every epoch's weights, rather than those of the epoch with the
+                best validation accuracy; of equal ones, the lowest validation loss decides.
+        """
+        self._path = path
+        self._last = last
+        self._score = (-1.0, 0.0)
+        self.epoch = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, epoch: int, model: Module, validation: Evaluation) -> None:
+        """Keep the weights of ``model``, as they are after ``epoch``, if they are to be kept.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        score = (validation.accuracy, -validation.loss)
+        if self._last or score > self._score:
+            self._score, self.epoch = score, epoch
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+            self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and where they come from."""
+        return {"epoch": self.epoch, "score": list(self._score), "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` returned, and write the file again.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self.epoch, self._score = state["epoch"], tuple(state["score"])
+        self.weights = state["weights"]
+        if self.epoch:
+            self._write()
+
+    def _write(self) -> None:
+        with atomic_write(self._path) as file:
+            torch.save(self.weights, file)

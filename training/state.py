@@ -1,0 +1,123 @@
+"""What training changes, and what therefore has to survive when a run is to continue."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from training.clock import Stopwatch
+from training.config import Config
+from training.data import Data, TrainingBatches, steps_per_epoch
+from training.optim import make_optimizer, make_schedule
+from training.selection import Selection
+from training.step_metrics import StepMetrics
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Training steps taken.
+        history: Metrics of each epoch that has ended.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps taken and the history."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` returned."""
+        self.step, self.history = state["step"], state["history"]
+
+
+class GlobalGenerators:
+    """PyTorch's global random generators, from which dropout draws."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the CPU's generator and of the training device's."""
+        state = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self._device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the generators to what ``state_dict`` returned."""
+        torch.set_rng_state(state["cpu"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self._device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingState:
+    """Everything that training changes; the state of these parts is what a checkpoint holds.
+
+    What is to survive a resume gets ``state_dict`` and ``load_state_dict`` and a field here, and
+    nothing else has to know.
+    """
+
+    model: Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    batches: TrainingBatches
+    metrics: StepMetrics
+    selection: Selection
+    progress: Progress
+    clock: Stopwatch
+    generators: GlobalGenerators
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every part, by its name: tensors and plain values."""
+        return {name: getattr(self, name).state_dict() for name in _PARTS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set every part to the state it had.
+
+        Raises:
+            ValueError: The parts are not those of this program, or the state is of other data.
+        """
+        if state.keys() != set(_PARTS):
+            differing = ", ".join(sorted(state.keys() ^ set(_PARTS)))
+            raise ValueError(f"the checkpoint is of another version of this program: {differing}")
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+
+
+def initial_state(
+    config: Config, data: Data, model: Module, weights: Path, clock: Stopwatch
+) -> TrainingState:
+    """Return the state before the first step.
+
+    Args:
+        config: The settings.
+        data: The data set.
+        model: The model with its initial weights, on the data's device.
+        weights: File for the selected weights.
+        clock: Runs since the program began.
+    """
+    optimizer = make_optimizer(config, model)
+    return TrainingState(
+        model=model,
+        optimizer=optimizer,
+        schedule=make_schedule(config, optimizer, config.epochs * steps_per_epoch(config, data)),
+        batches=TrainingBatches(config, data),
+        metrics=StepMetrics(model),
+        selection=Selection(weights, last=config.select == "last"),
+        progress=Progress(),
+        clock=clock,
+        generators=GlobalGenerators(data.device),
+    )
+
+
+_PARTS = tuple(part.name for part in dataclasses.fields(TrainingState))
