@@ -1,6 +1,12 @@
 """From what was observed to what is likely wrong, and what to do."""
 
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from manual_ops.check.report import Row
+
+SPARSE = "A sparse gradient, which most of torch does not take: return a dense one."
 
 # Not mistakes: the op does not claim to do this.
 _UNSUPPORTED = {
@@ -19,15 +25,198 @@ _BY_CHECK: dict[str, str] = {
         "The formula in backward is wrong for this input: a factor, a sum over a broadcast or "
         "batch dimension, a transposition or a term is missing."
     ),
+    "batched gradient": (
+        "Backward takes grad_output for a single one: it works in place on a tensor without the "
+        "batch, or on detached data."
+    ),
     "double backward": (
         "The gradient is right but the second derivative is not: an intermediate computed in "
         "forward is saved and taken for a constant. Save inputs and outputs alone, or return the "
         "intermediate as an output; see docs/write_your_own_op.md."
     ),
+    "third order": (
+        "Right up to the second derivative: backward of backward takes for a constant what is "
+        "none, or calls a torch function that cannot be differentiated that often."
+    ),
+    "forward mode": (
+        "jvp is wrong: a factor, or the tangent of one of the inputs, is missing. It has to be "
+        "the formula of forward, differentiated and linear in the tangents."
+    ),
+    "forward over reverse": (
+        "Backward loses tangents: it detaches, works on .data, or uses an intermediate of forward "
+        "that is no output."
+    ),
+    "reverse over forward": (
+        "jvp cannot be differentiated: it detaches, works on .data, or uses an intermediate of "
+        "forward that is no output."
+    ),
+    "jvp of jvp": (
+        "torch calls a Function's jvp with forward mode switched off, so that a jvp of it is "
+        "silently 0: switch it on in there, as _Nestable of manual_ops/_apply.py does."
+    ),
+    "third order, forward": (
+        "Right up to the second derivative: jvp or backward takes for a constant what is none."
+    ),
+    "gradients returned": (
+        "Sum it to its input's shape (sum_to_size) and cast it to its dtype: autograd does so "
+        "silently, after the memory and the time are spent."
+    ),
+    "undefined gradients": (
+        "Not linear in grad_output: where no gradient comes in, none may go out."
+    ),
+    "needs_input_grad": (
+        "Compute each gradient under `if ctx.needs_input_grad[i]`, and return None otherwise."
+    ),
+    "same tensor twice": (
+        "Backward tells its inputs apart by identity or address: return the gradient of each "
+        "argument, autograd sums them."
+    ),
+    "determinism": (
+        "Backward draws random numbers, or depends on time or on the order of threads: draw in "
+        "forward and save what was drawn."
+    ),
+    "inputs unchanged": (
+        "A call in place (mul_, +=, out=, .data) on memory that is not the op's own: use the "
+        "out-of-place call, or clone before."
+    ),
+    "no grad mode": (
+        "Forward depends on grad mode: what differs between training and evaluation is an argument."
+    ),
+    "setup_context": (
+        "Drop ctx from forward, and move what fills it to setup_context(ctx, inputs, output)."
+    ),
+    "saved tensors": (
+        "A tensor on ctx escapes in-place checks, offloading and vmap, and an output there keeps "
+        "its graph alive: hand it to ctx.save_for_backward."
+    ),
+    "saved bytes": (
+        "Save None for what no gradient asked for needs: look at ctx.needs_input_grad."
+    ),
+    "checkpoint": (
+        "Forward computes something else when it is called again: it keeps state, or draws random "
+        "numbers that torch does not know of."
+    ),
+    "backward twice": "Backward uses up what was saved: it writes to it, or deletes it from ctx.",
+    "in-place change of output": (
+        "Backward reads the output from where autograd does not watch it: hand it to "
+        "ctx.save_for_backward."
+    ),
+    "freed without garbage collection": (
+        "An output kept as an attribute of ctx refers to ctx itself, or a global refers to it: "
+        "hand it to ctx.save_for_backward."
+    ),
 }
 
-# By message, before that.
-_BY_MESSAGE: dict[str, str] = {}
+# By what torch says, before that.
+_BY_MESSAGE: dict[str, str] = {
+    r"incorrect number of gradients": (
+        "backward returns one gradient for each argument of forward, None for what is no tensor."
+    ),
+    r"gradient different than None at position": (
+        "backward returns a gradient for an argument that is no tensor: return None there."
+    ),
+    r"returned an invalid gradient": (
+        "A gradient has its input's shape: sum over what was broadcast, transpose what was "
+        "transposed; or two gradients have changed places."
+    ),
+    r"expected Variable or None": "backward returns tensors or None, not Python numbers.",
+    r"either the backward or vjp": "The Function has no backward: write it as a staticmethod.",
+    r"modified by an inplace operation": (
+        "A saved tensor was written to after forward: work out of place, or save a copy."
+    ),
+    r"leaf Variable that requires grad .* in-place": (
+        "The op writes to its input: use the out-of-place call, or clone before."
+    ),
+    r"is a view and is being modified inplace": (
+        "The Function returns a view of its input: return a clone, or leave views to torch."
+    ),
+    r"save_for_backward can only save": (
+        "save_for_backward takes tensors and None; numbers become attributes of ctx."
+    ),
+    r"unsupported operand .*NoneType|'NoneType' object": (
+        "None is taken for a tensor: after set_materialize_grads(False) an output without gradient "
+        "comes as None, and an input that needs none may be saved as None."
+    ),
+    r"does not require grad and does not have a grad_fn": (
+        "The result is cut off from its inputs: by detach, .data, numpy or torch.no_grad."
+    ),
+    r"graph a second time|already been freed": (
+        "The op keeps tensors of an earlier call, whose graph is gone: keep nothing between calls."
+    ),
+    r"already unpacked once": (
+        "Each ctx.saved_tensors unpacks all again: read it once, into names."
+    ),
+    r"data-dependent control flow|aten::is_nonzero|calling \.item\(\)|aten::item": (
+        "Python looks at a tensor's value (if, bool, item, float): use torch.where or a product "
+        "with a mask."
+    ),
+    r"support dynamic shape|aten::(nonzero|masked_select)": (
+        "The shape of a result depends on values: use torch.where instead of a boolean index."
+    ),
+    r"Batching rule not implemented for aten::(detach|\w*_copy)": (
+        "detach in backward makes its result a constant, and no batch goes through it: drop it."
+    ),
+    r"Batching rule not implemented": (
+        "Batched backward has no rule for this call: reshape instead of flatten, @ instead of "
+        "einsum; or write the formula otherwise."
+    ),
+    r"not possible because there exists a Tensor|doesn't match the broadcast shape": (
+        "An in-place call on a tensor without the batch (zeros, a saved tensor): use the "
+        "out-of-place call."
+    ),
+    r"randomness error mode": "The op draws random numbers: draw outside and pass them in.",
+    r"accessing `data` under vmap": ".data and detach go behind autograd's back: drop them.",
+    r"data pointer of|doesn't have storage|numpy\(\)": (
+        "The op leaves torch (numpy, data_ptr, a kernel of its own), and transforms end there: "
+        "generate_vmap_rule wants torch calls alone, else write a vmap staticmethod."
+    ),
+    r"forward gradient that has a different size": "A tangent has its output's shape, in jvp.",
+    r"its forward grad to be floating point": "jvp returns a tangent for each output, not None.",
+    r"view size is not compatible": (
+        "view assumes contiguous memory, which gradients need not be: use reshape."
+    ),
+    r"to have the same dtype": (
+        "Two dtypes meet: cast inputs before the op, and gradients to their input's dtype."
+    ),
+    r"[Ss]parse": SPARSE,
+}
+
+# What spoils the numbers of which other checks, gravest first; None stands for all.
+_SPOILS: dict[str, tuple[str, ...] | None] = {
+    "inputs unchanged": None,
+    "determinism": None,
+    "no grad mode": None,
+    "gradient": (
+        *("batched gradient", "double backward", "third order", "forward over reverse"),
+        *("third order, forward", "hessian"),
+    ),
+    "double backward": (
+        *("third order", "forward over reverse", "third order, forward", "hessian"),
+    ),
+    "forward mode": (
+        *("forward over reverse", "reverse over forward", "jvp of jvp", "third order, forward"),
+        *("jacobian", "hessian"),
+    ),
+    "vmap": ("per-sample gradients", "backward through vmap", "jacobian", "hessian"),
+    "saved tensors": ("checkpoint", "in-place change of output", "backward twice"),
+    "jvp of jvp": ("third order, forward",),
+}
+
+
+def trace_back(rows: Iterable[Row]) -> Iterator[Row]:
+    """Name, as the cause of wrong numbers, another failure that they follow from."""
+    rows = tuple(rows)
+    failed = {row.check for row in rows if row.failed}
+    for row in rows:
+        sources = (
+            source
+            for source, spoiled in _SPOILS.items()
+            if source in failed and (row.check in spoiled if spoiled else True)
+        )
+        source = next(sources, row.check)
+        if row.failed and row.absolute is not None and source != row.check:
+            row = replace(row, cause=f"Probably follows from {source!r}: mend that first.")
+        yield row
 
 
 def unsupported(error: BaseException) -> str | None:
@@ -42,5 +231,4 @@ def explain(check: str, error: BaseException | None = None) -> str:
         for pattern, cause in _BY_MESSAGE.items():
             if re.search(pattern, str(error)):
                 return cause
-        return ""
     return _BY_CHECK.get(check, "")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manual_ops.check.causes import SPARSE
 from manual_ops.check.derivatives import draw_like
 from manual_ops.check.differences import check_gradients
 from manual_ops.check.exam import Check, Exam
@@ -49,6 +50,7 @@ def needs_input_grad(check: Check, exam: Exam) -> Iterator[Row]:
     leaves = op.leaf_tensors()
     full = dict(zip(op.tensor_names, pull_back(op(*leaves), leaves), strict=True))
     compared: Compared = []
+    wasted: list[tuple[tuple[str, ...], BackwardCall]] = []
     for asked in subsets(op.tensor_names):
         leaves = op.leaf_tensors(asked)
         outputs = op(*leaves)
@@ -56,22 +58,23 @@ def needs_input_grad(check: Check, exam: Exam) -> Iterator[Row]:
             continue
         with recorded(function_nodes(outputs)) as calls:
             found = pull_back(outputs, leaves)
-        for call in calls:
-            if call.wasted:
-                yield check.failed(
-                    "" if asked == op.tensor_names else f"for {' and '.join(asked)} alone",
-                    f"{len(call.wasted)} of {len(call.aten)} ATen calls in backward of "
-                    f"{function_name(call.node)} go into no gradient asked for: "
-                    f"{', '.join(dict.fromkeys(call.wasted))}",
-                )
-                return
+        wasted += [(asked, call) for call in calls if call.wasted]
         names = (f"gradient of {name}, others not asked for" for name in asked)
         compared += zip(names, found, (full[name] for name in asked), strict=True)
-    yield check.all_equal(
+    row = check.all_equal(
         compared,
         cause="The gradient depends on which others are asked for: a wrong index into "
         "ctx.needs_input_grad, or a value that another gradient's branch computes.",
     )
+    if wasted and not row.failed:
+        asked, call = wasted[0]
+        row = check.failed(
+            "" if asked == op.tensor_names else f"for {' and '.join(asked)} alone",
+            f"{len(call.wasted)} of {len(call.aten)} ATen calls in backward of "
+            f"{function_name(call.node)} go into no gradient asked for: "
+            f"{', '.join(dict.fromkeys(call.wasted))}",
+        )
+    yield row
 
 
 def determinism(check: Check, exam: Exam) -> Iterator[Row]:
@@ -165,9 +168,9 @@ def gradients_returned(check: Check, exam: Exam) -> Iterator[Row]:
     with recorded(nodes) as calls:
         found = torch.autograd.grad(outputs, leaves, draw_like(outputs, 1), allow_unused=True)
     rows = [
-        check.failed(f"{name} of {function_name(call.node)}", misfit)
+        check.failed(f"{name} of {function_name(call.node)}", misfit, cause=cause)
         for call in calls
-        for name, misfit in _misfits(call, layouts)
+        for name, misfit, cause in _misfits(call, layouts)
     ]
     rows += [
         check.failed(
@@ -181,8 +184,8 @@ def gradients_returned(check: Check, exam: Exam) -> Iterator[Row]:
     yield from rows or [check.passed()]
 
 
-def _misfits(call: BackwardCall, layouts: set[torch.layout]) -> Iterator[tuple[str, str]]:
-    """What does not fit: argument and complaint."""
+def _misfits(call: BackwardCall, layouts: set[torch.layout]) -> Iterator[tuple[str, str, str]]:
+    """What does not fit: argument, complaint and cause, if it is not the usual one."""
     # autograd knows the arguments that require grad, in their order.
     inputs = [parent._input_metadata[i] for parent, i in call.node.next_functions if parent]
     needed = [i for i, needs in enumerate(call.node.needs_input_grad) if needs]
@@ -192,13 +195,13 @@ def _misfits(call: BackwardCall, layouts: set[torch.layout]) -> Iterator[tuple[s
         if gradient is None:
             continue
         if tuple(gradient.shape) != tuple(input.shape):
-            yield names[i], f"shape {list(gradient.shape)} for an input of {list(input.shape)}"
+            yield names[i], f"shape {list(gradient.shape)} for an input of {list(input.shape)}", ""
         if gradient.dtype != input.dtype:
-            yield names[i], f"dtype {gradient.dtype} for an input of {input.dtype}"
+            yield names[i], f"dtype {gradient.dtype} for an input of {input.dtype}", ""
         if gradient.device != input.device:
-            yield names[i], f"device {gradient.device} for an input on {input.device}"
+            yield names[i], f"device {gradient.device} for an input on {input.device}", ""
         if gradient.layout not in layouts:
-            yield names[i], f"layout {gradient.layout} for a dense input"
+            yield names[i], f"layout {gradient.layout} for a dense input", SPARSE
 
 
 def _due(op: Subject, missing: list[int]) -> list[str]:

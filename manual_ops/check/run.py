@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from manual_ops.check import conduct, derivatives, memory, transforms
+from manual_ops.check.causes import trace_back
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.report import Report, Row
 from manual_ops.check.subject import Subject
@@ -122,7 +123,7 @@ def check(
         subject = Subject.of(fn, inputs, keywords, mutates=mutates, seed=seed)
         other = None
         if reference is not None:
-            other = Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed).on(subject)
+            other = subject.on(Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed))
         exam = Exam(subject, other)
-        rows = tuple(row for one in chosen for row in one(exam))
+        rows = tuple(trace_back(row for one in chosen for row in one(exam)))
         return Report(subject.name, (f"on {subject.described_inputs}", *exam.notes), rows)
