@@ -99,7 +99,7 @@ def run(args: Sequence[str]) -> int:
             model=model,
             raw=data.test.inputs,
             evaluation=test,
-            evaluated=f"test set of {config.dataset}",
+            evaluated=f"test set of {config.data_name}",
             curves=read_curves(run_dir),
             metrics=metrics,
         )

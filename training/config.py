@@ -164,6 +164,13 @@ class Config:
         if self.resume is not None and (self.config or self.run_dir) is not None:
             raise ValueError("--resume has settings and folder already: no --config or --run-dir")
 
+    @property
+    def data_name(self) -> str:
+        """What to call the data set: for folder, with the name of the directory."""
+        if self.dataset == "folder":
+            return f"folder {self.data_dir.resolve().name}"
+        return self.dataset
+
     def plain(self) -> dict[str, Any]:
         """Return every setting by name, as YAML's own types."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}

@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": FOREGROUND,
     "legend.frameon": False,
     "text.color": FOREGROUND,
+    "text.parse_math": False,  # a class may be called anything
     "xtick.color": FOREGROUND,
     "ytick.color": FOREGROUND,
 }
@@ -92,6 +93,19 @@ def _learning_curve(results: Results, metric: str) -> tuple[Figure | None, Axes 
     return figure, axes
 
 
+def learning_rate(results: Results) -> Figure | None:
+    """Learning rate against the training step."""
+    curve = results.curves.get("schedule/learning_rate")
+    if not curve:
+        return None
+    figure, axes = _axes(0.85)
+    axes.plot(*_binned(curve)[:2], color=TRAIN, marker="." if len(curve) == 1 else None)
+    axes.set(xlabel="step", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return figure
+
+
 def gradient_norms(results: Results) -> Figure | None:
     """Norm of the gradient of each layer against the training step."""
     prefix = "norm/gradient/"
@@ -112,7 +126,7 @@ def gradient_norms(results: Results) -> Figure | None:
     axes.set(xlabel="step", ylabel="norm of the gradient")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if len(curves) <= NAMED:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     else:
         depth = ScalarMappable(Normalize(0.08, 0.92), colormaps["turbo"])
         depth.set_array(np.linspace(0, 1, 256))
@@ -158,14 +172,17 @@ def precision_recall(results: Results) -> Figure | None:
         precision, recall, _ = precision_recall_curve(
             results.labels == label, results.probabilities[:, label]
         )
-        kept = _thinned(len(recall))
-        name = f"{_shortened(results.inputs.classes[label])} {average[label]:.3f}"
+        kept = _thinned(recall)
+        name = f"{average[label]:.3f} {_shortened(results.inputs.classes[label])}"
         axes.plot(recall[kept], precision[kept], color=colour, linewidth=1, label=name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     title = "average precision"
     if len(shown) < len(average):
         title += f" of the {NAMED} hardest classes"
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, title=title, title_fontsize=8)
+    columns = 3 if max(len(results.inputs.classes[label]) for label in shown) <= 10 else 2
+    figure.legend(
+        loc="outside lower center", ncols=columns, fontsize=8, title=title, title_fontsize=8
+    )
     return figure
 
 
@@ -177,7 +194,8 @@ def mistakes(results: Results) -> Figure | None:
     classes = results.inputs.classes
     captions = [
         f"{_shortened(classes[results.labels[row]])}\n"
-        f"→ {_shortened(classes[results.predicted[row]])} {results.probabilities[row].max():.1%}"
+        f"→ {_shortened(classes[results.predicted[row]], 11)} "
+        f"{results.probabilities[row].max():.1%}"
         for row in rows
     ]
     images = results.raw[rows].cpu().permute(0, 2, 3, 1).numpy() / 255
@@ -233,9 +251,9 @@ def _binned(curve: Curve) -> npt.NDArray[np.float64]:
     ).T
 
 
-def _thinned(count: int) -> npt.NDArray[np.int64]:
-    """Return at most ``POINTS`` places from 0 to ``count - 1``, both ends among them."""
-    return np.unique(np.linspace(0, count - 1, POINTS).round().astype(np.int64))
+def _thinned(recall: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return at most ``POINTS`` places in a falling curve from 1 to 0, evenly spread over it."""
+    return np.unique(np.searchsorted(-recall, -np.linspace(0, 1, POINTS)))
 
 
 def _log_scale_if_wide(axes: Axes, values: list[Any]) -> None:
@@ -250,16 +268,21 @@ def _transparent_to(colour: str) -> Colormap:
     return LinearSegmentedColormap.from_list("", [(*matplotlib.colors.to_rgb(colour), 0), colour])
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
+def _shortened(name: str, length: int = 14) -> str:
+    """Return the name without its middle if it is too long: often the ends tell names apart."""
+    if len(name) <= length:
+        return name
+    end = (length - 1) // 2
+    return f"{name[: length - 1 - end]}…{name[-end:]}"
 
 
 FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "loss": loss,
     "accuracy": accuracy,
+    "learning_rate": learning_rate,
+    "gradient_norms": gradient_norms,
     "confusion_matrix": confusion_matrix,
     "precision_recall": precision_recall,
     "mistakes": mistakes,
     "kernels": kernels,
-    "gradient_norms": gradient_norms,
 }

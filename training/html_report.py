@@ -68,13 +68,14 @@ def render(results: Results, svgs: dict[str, str]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
-        title=f"{config.model} on {config.dataset}",
+        title=f"{config.model} on {config.data_name}",
         subtitle=_subtitle(results),
         evaluated=results.evaluated,
         facts=_facts(results),
         notes=_notes(results),
         figures={name: Markup(svg) for name, svg in svgs.items()},
         scores=scores(results.evaluation, results.inputs.classes),
+        numbered=len(results.inputs.classes) > figures.NAMED,
         confusions=results.confusions,
         layers=layer_table(results.model, results.inputs),
         settings={
@@ -120,6 +121,8 @@ def _notes(results: Results) -> list[str]:
         notes.append("The run did not get to its end: its time and memory are not known.")
     if "loss/validation" not in results.curves:
         notes.append("The run left no curves of an epoch.")
+    elif not any(name.startswith("norm/") for name in results.curves):
+        notes.append("The run was too short for gradient norms, which only some steps log.")
     if not results.inputs.has_images:
         notes.append("The inputs are no images: there are no kernels or mistakes to look at.")
     if not results.confusions:

@@ -15,7 +15,7 @@ from training.data import Data
 from training.evaluation import Evaluation
 from training.layers import layer_table
 from training.memory import peak_memory
-from training.results import scores
+from training.results import Results, scores
 
 FILE = "metrics.json"
 
@@ -27,12 +27,15 @@ def heading(config: Config, data: Data, model: Module) -> str:
         f"{len(data.test):,} test examples of {len(data.classes)} classes",
         f"{config.model} of {config.backend} layers on {data.device}:",
     ]
+    layers = layer_table(model, data)
+    width = max(len(layer.name) for layer in layers)
     lines += [
-        f"  {layer.name:<10} {layer.kind:<12} {'x'.join(map(str, layer.output_size)):<12} "
+        f"  {layer.name:<{width}} {layer.kind:<12} {'x'.join(map(str, layer.output_size)):<12} "
         f"{f'{layer.parameters:>10,}' if layer.parameters else ''}".rstrip()
-        for layer in layer_table(model, data)
+        for layer in layers
     ]
-    lines.append(f"  {'parameters':<36} {sum(p.numel() for p in model.parameters()):>10,}")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    lines.append(f"  {'parameters':<{width + 26}} {total:>10,}")
     return "\n".join(lines)
 
 
@@ -88,6 +91,38 @@ def write(run_dir: Path, metrics: dict[str, Any]) -> None:
     """Write metrics.json into ``run_dir``."""
     with atomic_write(run_dir / FILE) as file:
         file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def tested(results: Results) -> dict[str, Any]:
+    """Return the contents of metrics.json for a test that is not the run's own."""
+    return {
+        "evaluated": results.evaluated,
+        "accuracy": results.evaluation.accuracy,
+        "loss": results.evaluation.loss,
+        "scores": scores(results.evaluation, results.inputs.classes),
+    }
+
+
+def table(results: Results) -> str:
+    """Return the printed result of a test: precision, recall, F1 and support of each class."""
+    ratios = scores(results.evaluation, results.inputs.classes)
+    rows = ratios["classes"] | {
+        "macro average": ratios["macro"],
+        "weighted average": ratios["weighted"],
+    }
+    width = max(map(len, rows))
+    lines = [f"{'':<{width}}  precision  recall      F1  support"]
+    lines += [
+        f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  "
+        f"{row['support']:7,}"
+        for name, row in rows.items()
+    ]
+    tested = results.evaluation
+    lines.append(
+        f"{results.evaluated}: accuracy {tested.accuracy:.2%}, loss {tested.loss:.4f}, "
+        f"{len(results.labels):,} examples"
+    )
+    return "\n".join(lines)
 
 
 def summary(metrics: dict[str, Any]) -> str:

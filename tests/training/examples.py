@@ -41,6 +41,7 @@ def curves(layers: int = 3, steps: int = 40) -> dict[str, Curve]:
     return {
         "loss/train": [(step, 2.0 / step) for step in every],
         "accuracy/train": [(step, 1.0 - 1.0 / step) for step in every],
+        "schedule/learning_rate": [(step, 0.1) for step in every],
         "loss/validation": [(step, 3.0 / step) for step in epochs],
         "accuracy/validation": [(step, 1.0 - 2.0 / step) for step in epochs],
         **{

@@ -4,11 +4,12 @@ from training.log import Logger
 
 
 class Recorder(Logger):
-    """Keeps metrics and the names of images, with their steps."""
+    """Keeps metrics and the names of images and curves, with their steps."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.images: list[tuple[int, str]] = []
+        self.curves: list[tuple[int, str]] = []
         self.closed = False
 
     def log(self, metrics, step):
@@ -16,6 +17,9 @@ class Recorder(Logger):
 
     def log_image(self, name, image, step):
         self.images.append((step, name))
+
+    def log_precision_recall(self, name, hits, scores, step):
+        self.curves.append((step, name))
 
     def close(self):
         self.closed = True

@@ -1,0 +1,135 @@
+"""Test a trained model again, on its own data or on other, and write the report.
+
+    python evaluate.py runs/NAME                          # the test set: rewrites its report.html
+    python evaluate.py runs/NAME --split validation
+    python evaluate.py runs/NAME --dataset folder --data-dir D
+
+A report on anything but the run's own test set goes into a folder of its own below the run's.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from training import html_report, report
+from training.adapt import adapt
+from training.config import Config, DatasetName
+from training.curves import read_curves
+from training.data import load
+from training.evaluation import evaluate
+from training.restore import Trained, restore
+from training.results import Results
+from training.setup import LAYERS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """Test a trained model again and write the report."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    """Part of the data set: what was trained on, what was held out of it, or the test set."""
+
+    dataset: DatasetName | None = None
+    """Another data set than the run's; its classes are found by name."""
+
+    data_dir: Path | None = None
+    """Another directory of the data set than the run's."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+
+    output: Path | None = None
+    """Folder for the report."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    arguments = tyro.cli(Arguments, args=args, description=__doc__)
+    try:
+        trained = restore(arguments.run_dir, arguments.device)
+        results = test(trained, arguments)
+        output = arguments.output or default_output(trained, arguments)
+        page = html_report.write(output, results)
+        if output != arguments.run_dir:
+            report.write(output, report.tested(results))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report.table(results))
+    print(f"report in {page}")
+    return 0
+
+
+def test(trained: Trained, arguments: Arguments) -> Results:
+    """Return the results of the model on the data that the arguments name.
+
+    Raises:
+        ValueError: The data set is absent, damaged, or does not fit the model.
+        OSError: Its files cannot be read.
+        FloatingPointError: The model's loss is not finite.
+    """
+    config = data_config(trained, arguments)
+    data = load(config, trained.inputs.device)
+    split = adapt(getattr(data, arguments.split), data, trained.inputs)
+    criterion = LAYERS[config.backend].CrossEntropyLoss()
+    return Results(
+        config=trained.config,
+        inputs=trained.inputs,
+        model=trained.model,
+        raw=split.inputs,
+        evaluation=evaluate(trained.model, criterion, trained.inputs, split),
+        evaluated=f"{arguments.split} set of {config.data_name}",
+        curves=read_curves(arguments.run_dir),
+        metrics=trained.metrics,
+    )
+
+
+def data_config(trained: Trained, arguments: Arguments) -> Config:
+    """Return the run's settings, with the data set that the arguments name."""
+    config, shape = trained.config, trained.inputs.input_shape
+    data_dir = arguments.data_dir or config.data_dir
+    if is_own_data(config, arguments):
+        return dataclasses.replace(config, data_dir=data_dir)
+    dataset = arguments.dataset or config.dataset
+    # Image files come in any size.
+    square = dataset == "folder" and len(shape) == 3 and shape[1] == shape[2]
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        data_dir=data_dir,
+        image_size=shape[1] if square else None,
+        augment=False,
+        limit_train=None,
+    )
+
+
+def is_own_data(config: Config, arguments: Arguments) -> bool:
+    """Return whether the arguments name the data set of the run; it may have been moved.
+
+    An image folder is another data set in another place.
+    """
+    if arguments.dataset not in (None, config.dataset):
+        return False
+    if config.dataset != "folder" or arguments.data_dir is None:
+        return True
+    return arguments.data_dir.resolve() == config.data_dir.resolve()
+
+
+def default_output(trained: Trained, arguments: Arguments) -> Path:
+    """Return the run's own folder for its own test set, else one below it."""
+    if arguments.split == "test" and is_own_data(trained.config, arguments):
+        return arguments.run_dir
+    name = f"{arguments.split} set of {data_config(trained, arguments).data_name}"
+    return arguments.run_dir / "evaluations" / name.replace(" ", "-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A trained model from the folder of its run."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from training.cli import parse_args
+from training.config import Config
+from training.inputs import Inputs, load_inputs
+from training.setup import LAYERS, build_model, pick_device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What a run left.
+
+    Attributes:
+        config: Its settings, but for the device.
+        inputs: What the model was trained on.
+        model: The model with the weights that were kept.
+        metrics: Contents of metrics.json; empty if the run did not get to its end.
+    """
+
+    config: Config
+    inputs: Inputs
+    model: Module
+    metrics: dict[str, Any]
+
+
+def restore(run_dir: Path, device: str = "auto") -> Trained:
+    """Rebuild the model of the run in ``run_dir``.
+
+    Args:
+        run_dir: Folder of the run.
+        device: Where to put the model, as for ``--device``.
+
+    Raises:
+        ValueError: It is no folder of a run, a file in it is damaged, or there is no such device.
+        OSError: A file cannot be read.
+    """
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is not a folder; name that of a run, such as runs/NAME")
+    for name in ("config.yaml", "inputs.json"):
+        if not (run_dir / name).exists():
+            raise ValueError(f"{run_dir} is not the folder of a run: it has no {name}")
+    if not (run_dir / "weights.pt").exists():
+        raise ValueError(f"{run_dir} has no weights.pt: the run did not get through an epoch")
+    config = _read_config(run_dir / "config.yaml", device)
+    inputs = load_inputs(run_dir / "inputs.json", pick_device(config))
+    model = build_model(config, inputs, LAYERS[config.backend])
+    _load_weights(model, run_dir / "weights.pt", inputs.device)
+    return Trained(config, inputs, model.eval(), _read_metrics(run_dir / "metrics.json"))
+
+
+def _read_config(path: Path, device: str) -> Config:
+    try:
+        return parse_args(["--config", str(path), "--device", device])
+    except SystemExit as error:  # the parser has said which setting
+        raise ValueError(f"{path} holds settings that do not exist here") from error
+
+
+def _load_weights(model: Module, path: Path, device: torch.device) -> None:
+    try:
+        weights = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__})") from error
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit the model of config.yaml beside it") from error
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return metrics
