@@ -10,6 +10,13 @@ SPARSE = "A sparse gradient, which most of torch does not take: return a dense o
 
 # Not mistakes: the op does not claim to do this.
 _UNSUPPORTED = {
+    r"Unsupported custom jvp": (
+        "torch.compile takes no Function that defines jvp: call a twin without it while "
+        "torch.compiler.is_compiling()"
+    ),
+    r"ApplyTemplate": (
+        "torch.compile cannot map a Function: call its formula while torch.compiler.is_compiling()"
+    ),
     r"once_differentiable": "backward is marked once_differentiable",
     r"must implement the jvp|does not support it because it has not been implemented"
     r"|forward AD.*(not|n't) (been )?(implement|support)": "forward mode: the Function has no jvp",

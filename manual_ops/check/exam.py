@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ class Exam:
     Attributes:
         given: The op on the inputs as they were given.
         reference: Another implementation on the same inputs.
+        backend: Of torch.compile.
     """
 
     given: Subject
     reference: Subject | None = None
+    backend: str | Callable[..., Any] = "aot_eager"
 
     @cached_property
     def precise(self) -> Subject:

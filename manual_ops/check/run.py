@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from manual_ops.check import conduct, derivatives, memory, transforms
+from manual_ops.check import compilation, conduct, derivatives, memory, transforms
 from manual_ops.check.causes import trace_back
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.report import Report, Row
@@ -57,6 +57,9 @@ CHECKS: dict[str, Check] = _table(
         "backward twice": memory.backward_twice,
         "in-place change of output": memory.changed_output,
         "freed without garbage collection": memory.freed,
+        "compile": compilation.compiled,
+        "compile, other batch size": compilation.other_batch_size,
+        "compiled transforms": compilation.compiled_transforms,
     }
 )
 
@@ -91,6 +94,7 @@ def check(
     skip: Sequence[str] = (),
     mutates: Sequence[str] = (),
     seed: int = 0,
+    backend: str | Callable[..., Any] = "aot_eager",
 ) -> Report:
     """Check the derivatives and the conduct of an op.
 
@@ -104,6 +108,7 @@ def check(
         skip: Names of checks to leave out.
         mutates: Names of tensors that ``fn`` is meant to update in place.
         seed: Of the random numbers that ``fn`` draws: the same in every call.
+        backend: Of torch.compile; ``"inductor"`` needs a C++ compiler.
 
     Returns:
         A report; it prints as a table. Nothing is raised for what is found.
@@ -124,6 +129,6 @@ def check(
         other = None
         if reference is not None:
             other = subject.on(Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed))
-        exam = Exam(subject, other)
+        exam = Exam(subject, other, backend)
         rows = tuple(trace_back(row for one in chosen for row in one(exam)))
         return Report(subject.name, (f"on {subject.described_inputs}", *exam.notes), rows)
