@@ -18,7 +18,16 @@ import sweep
 import train
 from training import study
 
-MOONS = ["--dataset", "moons", "--epochs", "2", "--no-tensorboard", "--sweep-dir", "out"]
+MOONS = [
+    "--dataset",
+    "moons",
+    "--epochs",
+    "2",
+    "--no-tensorboard",
+    "--no-report",
+    "--sweep-dir",
+    "out",
+]
 GRID = [*MOONS, "--lr", "0.003", "0.03", "--seeds", "2"]
 ROOT = Path(sweep.__file__).parent
 

@@ -309,10 +309,11 @@ class Study:
             if (directory / "metrics.json").exists():
                 continue
             print(f"\n{directory}", flush=True)
-            arguments = [*self._settings.flags(values), "--seed", str(seed)]
-            resume = any(directory.glob("checkpoint*"))
-            where = ["--resume" if resume else "--run-dir", str(directory)]
-            code = run([*arguments, *where])
+            if (directory / "config.yaml").exists():
+                code = run(["--resume", str(directory)])
+            else:
+                flags = self._settings.flags(values)
+                code = run([*flags, "--seed", str(seed), "--run-dir", str(directory)])
             if code in STOPPED:
                 self._study.enqueue_trial(values, user_attrs=_PLANNED)
                 raise _StoppedError(code)
