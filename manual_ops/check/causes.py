@@ -26,8 +26,8 @@ _UNSUPPORTED = {
     r"override the setup_context": "torch.func: the Function has no setup_context",
 }
 
-# By check: the likely cause of a failure that no message explains.
-_BY_CHECK: dict[str, str] = {
+# By check: the likely cause of a failure that no message explains; first of backward and jvp.
+_FORMULAS: dict[str, str] = {
     "gradient": (
         "The formula in backward is wrong for this input: a factor, a sum over a broadcast or "
         "batch dimension, a transposition or a term is missing."
@@ -64,6 +64,20 @@ _BY_CHECK: dict[str, str] = {
     "third order, forward": (
         "Right up to the second derivative: jvp or backward takes for a constant what is none."
     ),
+}
+_BY_CHECK: dict[str, str] = _FORMULAS | {
+    "vmap": (
+        "Samples are mixed up: the vmap staticmethod forgets in_dims, or the op takes a fixed "
+        "dimension for the batch. generate_vmap_rule = True derives it from forward."
+    ),
+    "per-sample gradients": (
+        "Backward mixes samples up: it takes a fixed dimension for the batch, or keeps state."
+    ),
+    "backward through vmap": (
+        "Backward mixes samples up: it takes a fixed dimension for the batch, or keeps state."
+    ),
+    "jacobian": "Forward mode and backward disagree: jvp or backward is wrong under torch.func.",
+    "hessian": "Double backward and torch.func disagree: jvp or backward is wrong when nested.",
     "gradients returned": (
         "Sum it to its input's shape (sum_to_size) and cast it to its dtype: autograd does so "
         "silently, after the memory and the time are spent."
@@ -210,19 +224,32 @@ _SPOILS: dict[str, tuple[str, ...] | None] = {
 }
 
 
-def trace_back(rows: Iterable[Row]) -> Iterator[Row]:
-    """Name, as the cause of wrong numbers, another failure that they follow from."""
+_NO_FUNCTION = (
+    "There is no Function here: the op cuts the graph (detach, .data, numpy, item, no_grad), or a "
+    "torch call in it has this defect."
+)
+
+
+def trace_back(rows: Iterable[Row], *, has_function: bool) -> Iterator[Row]:
+    """Look at all rows together to tell the causes of failures.
+
+    Args:
+        rows: Of all checks of one op.
+        has_function: Whether the op has a backward of its own to blame.
+    """
     rows = tuple(rows)
     failed = {row.check for row in rows if row.failed}
     for row in rows:
-        sources = (
+        sources = [
             source
             for source, spoiled in _SPOILS.items()
             if source in failed and (row.check in spoiled if spoiled else True)
-        )
-        source = next(sources, row.check)
-        if row.failed and row.absolute is not None and source != row.check:
-            row = replace(row, cause=f"Probably follows from {source!r}: mend that first.")
+        ]
+        numbers = row.absolute is not None or not row.cause
+        if row.failed and numbers and sources and sources[0] != row.check:
+            row = replace(row, cause=f"Probably follows from {sources[0]!r}: mend that first.")
+        elif row.failed and row.cause in _FORMULAS.values() and not has_function:
+            row = replace(row, cause=_NO_FUNCTION)
         yield row
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from manual_ops.check import compilation, conduct, derivatives, memory, transforms
 from manual_ops.check.causes import trace_back
 from manual_ops.check.exam import Check, Exam
+from manual_ops.check.graph import function_nodes
 from manual_ops.check.report import Report, Row
 from manual_ops.check.subject import Subject
 
@@ -130,5 +131,8 @@ def check(
         if reference is not None:
             other = subject.on(Subject.of(reference, inputs, keywords, mutates=mutates, seed=seed))
         exam = Exam(subject, other, backend)
-        rows = tuple(trace_back(row for one in chosen for row in one(exam)))
+        rows = tuple(row for one in chosen for row in one(exam))
+        if any(row.failed for row in rows):
+            has_function = bool(function_nodes(subject(*subject.leaf_tensors())))
+            rows = tuple(trace_back(rows, has_function=has_function))
         return Report(subject.name, (f"on {subject.described_inputs}", *exam.notes), rows)
