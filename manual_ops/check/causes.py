@@ -1,6 +1,7 @@
 """From what was observed to what is likely wrong, and what to do."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -76,6 +77,7 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
     "backward through vmap": (
         "Backward mixes samples up: it takes a fixed dimension for the batch, or keeps state."
     ),
+    "compile": "Compiled code gives other numbers: the op reads the clock, memory, or a global.",
     "jacobian": "Forward mode and backward disagree: jvp or backward is wrong under torch.func.",
     "hessian": "Double backward and torch.func disagree: jvp or backward is wrong when nested.",
     "gradients returned": (
@@ -167,7 +169,7 @@ _BY_MESSAGE: dict[str, str] = {
     r"already unpacked once": (
         "Each ctx.saved_tensors unpacks all again: read it once, into names."
     ),
-    r"data-dependent control flow|aten::is_nonzero|calling \.item\(\)|aten::item": (
+    r"data-dependent (control flow|branching|expression)|aten::(is_nonzero|item)|calling \.item": (
         "Python looks at a tensor's value (if, bool, item, float): use torch.where or a product "
         "with a mask."
     ),
@@ -262,7 +264,18 @@ def unsupported(error: BaseException) -> str | None:
 def explain(check: str, error: BaseException | None = None) -> str:
     """Return the likely cause of a failure of ``check``, and what to do; empty if unknown."""
     if error is not None:
+        text = str(error)
         for pattern, cause in _BY_MESSAGE.items():
-            if re.search(pattern, str(error)):
+            if re.search(pattern, text):
                 return cause
+        if told := _by_dynamo(text):
+            return told
     return _BY_CHECK.get(check, "")
+
+
+def _by_dynamo(message: str) -> str:
+    """What torch.compile itself explains, and its first hint."""
+    explanation = re.findall(r"Explanation: (.+)", message)
+    hints = [h for h in re.findall(r"Hint: (.+)", message) if "eport an issue" not in h]
+    told = ". ".join(line.rstrip(".") for line in explanation[:1] + hints[:1])
+    return textwrap.shorten(told, 300, placeholder=" ...")

@@ -1,6 +1,7 @@
 """Ops that are wrong on purpose, each in one way, and the check that has to notice."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -392,6 +393,15 @@ class BackwardChoosesByValue(Exp):
         return grad_output * y if grad_output.sum() > -1e9 else y * 0
 
 
+class BreaksTheGraph(Exp):
+    """Dynamo does not compile clocks."""
+
+    @staticmethod
+    def forward(x):
+        time.perf_counter()
+        return x.exp()
+
+
 class VmapForgetsTheDimension(Exp):
     """A vmap staticmethod that takes the first dimension for the batch."""
 
@@ -506,5 +516,6 @@ WRONG_OPS = (
     WrongOp(halved_in_training, X, "no grad mode", ("gradient",)),
     WrongOp(ForwardChoosesByValue, X, "vmap", ("per-sample gradients", "backward through vmap")),
     WrongOp(BackwardChoosesByValue, X, "batched gradient", BATCHED[1:]),
+    WrongOp(BreaksTheGraph, X, "compile"),
     WrongOp(VmapForgetsTheDimension, X, "vmap", ("backward through vmap",)),
 )
