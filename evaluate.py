@@ -80,12 +80,13 @@ def test(trained: Trained, arguments: Arguments) -> Results:
     data = load(config, trained.inputs.device)
     split = adapt(getattr(data, arguments.split), data, trained.inputs)
     criterion = LAYERS[config.backend].CrossEntropyLoss()
+    evaluation = evaluate(trained.model, criterion, trained.inputs, split, flip=config.test_flip)
     return Results(
         config=trained.config,
         inputs=trained.inputs,
         model=trained.model,
         raw=split.inputs,
-        evaluation=evaluate(trained.model, criterion, trained.inputs, split),
+        evaluation=evaluation,
         evaluated=f"{arguments.split} set of {config.data_name}",
         curves=read_curves(arguments.run_dir),
         metrics=trained.metrics,

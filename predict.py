@@ -82,7 +82,8 @@ def describe(trained: Trained, path: Path, arguments: Arguments) -> str:
     squeezed = trained.config.image_size is not None  # as the training images were
     image, done = read_image(path, inputs, keep_all=squeezed, invert=arguments.invert)
     lines = [f"{path}: {', '.join(done)}" if done else str(path)]
-    probabilities = predict(trained.model, inputs, image.to(inputs.device))[0].softmax(0)
+    logits = predict(trained.model, inputs, image.to(inputs.device), flip=trained.config.test_flip)
+    probabilities = logits[0].softmax(0)
     values, labels = probabilities.topk(min(arguments.top, len(inputs.classes)))
     lines += [
         f"  {value:7.2%}  {inputs.classes[label]}"

@@ -34,7 +34,7 @@ from training.curves import CurveLogger, read_curves
 from training.data import load, steps_per_epoch
 from training.evaluation import evaluate
 from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
-from training.loop import train
+from training.loop import complete, train
 from training.results import Results
 from training.setup import LAYERS, build_model, pick_device
 from training.state import initial_state
@@ -72,7 +72,7 @@ def run(args: Sequence[str]) -> int:
     print(report.heading(config, data, model), flush=True)
     step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
     if config.resume:
-        done = ": training is complete" if step == steps else ""
+        done = ": training is complete" if complete(config, state) else ""
         print(f"resuming {run_dir} after step {step} of {steps}{done}", flush=True)
     logger = make_logger(config, run_dir, steps, step)
     logger.log_settings(config.plain())
@@ -88,7 +88,7 @@ def run(args: Sequence[str]) -> int:
             )
             return 128 + signal  # as shells have it
         model.load_state_dict(state.selection.weights)
-        test = evaluate(model, layers.CrossEntropyLoss(), data, data.test)
+        test = evaluate(model, layers.CrossEntropyLoss(), data, data.test, flip=config.test_flip)
         metrics = report.metrics(
             config, data, model, state.progress.history, state.selection.epoch, test, clock.seconds
         )

@@ -10,6 +10,7 @@ from torch.nn import Module
 from models.cnn import cifar_cnn, fashion_cnn, mnist_cnn
 from models.mlp import mlp
 from models.resnet import resnet18
+from models.speed_resnet import speed_resnet
 from models.vgg import vgg
 
 MODELS: dict[str, Callable[..., Module]] = {
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[..., Module]] = {
     "fashion-cnn": fashion_cnn,
     "vgg": vgg,
     "resnet18": resnet18,
+    "speed-resnet": speed_resnet,
 }
 
 

@@ -112,7 +112,9 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--optimizer adamw --weight-decay 0.1 --augment", [19, 1, 1]),
         ("--batch-norm --dropout 0.5 --schedule constant", [21, 18]),
         ("--model fashion-cnn --augment --dropout 0.2 --select best --hidden", [25]),
-        ("--amp --label-smoothing 0.1", [39]),
+        ("--precision bfloat16 --label-smoothing 0.1", [39]),
+        ("--mixup 0.5 --cutout 3 --ema 0.9 --clip-norm 1 --patience 1", [7, 13]),
+        ("--optimizer muon --lr 0.1 --bias-lr 0.01 --schedule linear --warmup 0.1", [18]),
         ("--backend torch --dropout 0.5", [40]),
     ],
 )

@@ -15,12 +15,16 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
+import manual_ops.nn
 import train
 from tests.training.files import write_folder, write_idx, write_mnist
 from training import loop
 from training.cli import parse_args
 from training.curves import read_curves
 from training.data import load
+from training.restore import restore
+from training.setup import build_model
 from training.step_metrics import StepMetrics
 
 PROGRAM = Path(train.__file__)
@@ -214,7 +218,9 @@ class TestSettings:
             "--schedule constant",
             "--schedule cosine",
             "--augment --label-smoothing 0.1",
-            "--amp",
+            "--precision bfloat16",
+            "--schedule linear --warmup 0.2 --clip-norm 0.1 --bias-lr 0.01",
+            "--cutout 3 --mixup 0.5 --ema 0.9 --test-flip --compile",
             "--model vgg",
             "--model mlp --hidden 20 10 --activation leaky_relu --negative-slope 0.2 --batch-norm",
             "--model mlp --hidden --select last",
@@ -235,7 +241,7 @@ class TestSettings:
         losses = [metrics["history"][0]["loss/train_epoch"] for metrics in (eager, compiled)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
-    def test_amp_computes_in_bfloat16(self, run, monkeypatch):
+    def test_bfloat16_computes_in_bfloat16(self, run, monkeypatch):
         dtypes = set()
         add = StepMetrics.add
 
@@ -244,7 +250,7 @@ class TestSettings:
             add(self, step, learning_rate, loss, logits, labels)
 
         monkeypatch.setattr(StepMetrics, "add", spy)
-        run(*SHORT, "--amp")
+        run(*SHORT, "--precision", "bfloat16")
         assert dtypes == {torch.bfloat16}
 
     def test_best_and_last_weights(self, run):
@@ -260,16 +266,97 @@ class TestSettings:
 
     def test_the_test_set_is_touched_once_at_the_end(self, run, monkeypatch):
         sizes = []
-        evaluate = loop.evaluate
+        take = loop.evaluate
 
-        def spy(model, criterion, data, split):
+        def spy(model, criterion, data, split, **options):
             sizes.append(len(split))
-            return evaluate(model, criterion, data, split)
+            return take(model, criterion, data, split, **options)
 
         for module in (loop, train):
             monkeypatch.setattr(module, "evaluate", spy)
         run("--epochs", "3", "--limit-train", "64")
         assert sizes == [144, 144, 144, 359]
+
+    def test_the_average_of_the_weights_is_what_is_tested_and_kept(self, run, monkeypatch):
+        tested = []
+        take = loop.evaluate
+
+        def spy(model, *args, **options):
+            tested.append({name: value.clone() for name, value in model.state_dict().items()})
+            return take(model, *args, **options)
+
+        monkeypatch.setattr(loop, "evaluate", spy)
+        args = ("--model", "mlp", "--hidden", "--lr", "0.1", "--select", "last", *SHORT)
+        args = (*args, "--batch-size", "16", "--epochs", "2")  # of four steps
+        plain = []
+        take_step = loop.take_step
+
+        def follow(config, state):
+            take_step(config, state)
+            plain.append(state.model.state_dict()["output.weight"].clone())
+
+        monkeypatch.setattr(loop, "take_step", follow)
+        run(*args, "--ema", "0.75")
+        average = plain[0]
+        for weight in plain[1:]:
+            average = 0.75 * average + 0.25 * weight
+        torch.testing.assert_close(tested[-1]["output.weight"], average)
+        kept = torch.load("run/weights.pt", weights_only=True)
+        assert kept.keys() == tested[-1].keys()
+        assert torch.equal(kept["output.weight"], tested[-1]["output.weight"])
+
+    def test_clipping_bounds_the_step(self, run):
+        """Plain SGD moves by the learning rate times the clipped norm."""
+        moved = {}
+        for name, clip in (("free", ()), ("clipped", ("--clip-norm", "0.01"))):
+            args = ("--model", "mlp", "--hidden", "--optimizer", "sgd", "--momentum", "0")
+            args = (*args, "--schedule", "constant", "--lr", "1", "--batch-size", "64", *SHORT)
+            run(*args, *clip, run_dir=name)
+            config = parse_args(args)
+            data = load(config, torch.device("cpu"))
+            start = build_model(config, data, manual_ops.nn).state_dict()
+            end = torch.load(f"{name}/weights.pt", weights_only=True)
+            moved[name] = sum((end[key] - start[key]).square().sum() for key in start) ** 0.5
+        assert moved["free"] > 0.1
+        assert moved["clipped"] == pytest.approx(0.01, rel=1e-4)
+
+    def test_without_progress_training_stops_early(self, run):
+        """A learning rate too small to change any prediction."""
+        args = ("--lr", "1e-12", "--schedule", "constant", "--limit-train", "64", "--no-augment")
+        args = (*args, "--model", "mlp", "--hidden", "--patience", "2")
+        metrics = run(*args, "--epochs", "9")
+        accuracies = [epoch["accuracy/validation"] for epoch in metrics["history"]]
+        assert len(accuracies) < 9
+        best = metrics["selected_epoch"]
+        assert len(accuracies) == best + 2
+        assert accuracies[best - 1] == max(accuracies)
+        before = Path("run/metrics.json").stat().st_mtime_ns
+        assert train.main(["--resume", "run"]) == 0  # it has nothing left to do
+        assert Path("run/metrics.json").stat().st_mtime_ns > before
+        assert json.loads(Path("run/metrics.json").read_text())["history"] == metrics["history"]
+
+    def test_a_flipped_test_averages_two_views(self, run):
+        args = ("--dataset", "mnist", "--data-dir", "d", "--limit-train", "100", "--epochs", "1")
+        write_mnist(Path("d"))
+        plain, flipped = (
+            run(*args, *flip, run_dir=str(len(flip))) for flip in ((), ("--test-flip",))
+        )
+        assert plain["test_loss"] != flipped["test_loss"]
+        history = [metrics["history"][0] for metrics in (plain, flipped)]
+        assert history[0]["loss/train_epoch"] == history[1]["loss/train_epoch"]
+        assert history[0]["loss/validation"] != history[1]["loss/validation"]
+        again = evaluate.test(restore(Path("1"), "cpu"), evaluate.Arguments(run_dir=Path("1")))
+        assert again.evaluation.loss == flipped["test_loss"]
+
+    def test_speed_resnet_learns_with_its_recipe(self, run):
+        write_mnist(Path("d"), train=1000, test=100)
+        metrics = run(
+            "--dataset", "mnist", "--data-dir", "d", "--model", "speed-resnet", "--epochs", "3",
+            "--width", "0.25", "--batch-size", "50", "--validation", "0.1",
+        )  # fmt: skip
+        assert metrics["test_accuracy"] > 0.9  # a row of each image tells its class
+        weights = torch.load("run/weights.pt", weights_only=True)
+        assert torch.equal(weights["stages.0.norm1.weight"], torch.ones(16))
 
 
 class TestTensorBoard:

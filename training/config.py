@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,10 @@ import yaml
 from training.atomic import atomic_write
 
 DatasetName = Literal["digits", "moons", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
-ModelName = Literal["mlp", "mnist-cnn", "cifar-cnn", "fashion-cnn", "vgg", "resnet18"]
-OptimizerName = Literal["sgd", "sgd-moving-average", "adam", "adamw"]
+ModelName = Literal[
+    "mlp", "mnist-cnn", "cifar-cnn", "fashion-cnn", "vgg", "resnet18", "speed-resnet"
+]
+OptimizerName = Literal["sgd", "sgd-moving-average", "adam", "adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +50,16 @@ class Config:
     flip: bool = True
     """Mirror half of the images under --augment. Wrong for digits and letters."""
 
+    cutout: int = 0
+    """Black out a square of this many pixels each way in every training image."""
+
+    mixup: float = 0.0
+    """Mix each training image and its label with another's, in proportions from Beta(mixup, mixup);
+    0.2 is mild, 1 strong. The training accuracy then counts the label of the larger share."""
+
+    test_flip: bool = False
+    """Outside of training, average the logits of each image and its mirror image."""
+
     model: ModelName = "mnist-cnn"
     """Architecture; it adapts to the size, channels and classes of the data set."""
 
@@ -65,6 +78,9 @@ class Config:
     dropout: float = 0.0
     """mlp and fashion-cnn: probability of zeroing an activation."""
 
+    width: float = 1.0
+    """speed-resnet: factor of the number of channels."""
+
     backend: Literal["manual", "torch"] = "manual"
     """Layers: manual_ops.nn, or torch.nn to compare. Both start from the same weights."""
 
@@ -75,16 +91,27 @@ class Config:
     """Images in a step."""
 
     optimizer: OptimizerName = "adamw"
-    """sgd has momentum m <- mu m + g; sgd-moving-average has m <- mu m + (1 - mu) g."""
+    """sgd has momentum m <- mu m + g; sgd-moving-average has m <- mu m + (1 - mu) g; muon
+    takes orthogonal steps of matrices and kernels, fixing their lengths, and adam's of the rest."""
 
     lr: float = 0.001
-    """Learning rate; for cosine and one-cycle, the highest."""
+    """Learning rate; for all but a constant schedule, the highest."""
 
-    schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
+    bias_lr: float | None = None
+    """Learning rate of biases and of batch norm; by default --lr."""
+
+    schedule: Literal["constant", "linear", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
 
+    warmup: float = 0.0
+    """Share of the run over which the learning rate rises from zero, before the schedule begins.
+    one-cycle has a warm-up of its own."""
+
+    clip_norm: float | None = None
+    """Scale a step's gradients down so that, taken together, their norm is at most this."""
+
     momentum: float = 0.9
-    """Momentum mu of sgd and sgd-moving-average; beta1 of adam and adamw."""
+    """Momentum mu of sgd, sgd-moving-average and muon; beta1 of adam and adamw."""
 
     nesterov: bool = False
     """sgd: Nesterov's momentum."""
@@ -97,6 +124,13 @@ class Config:
 
     label_smoothing: float = 0.0
     """Probability taken from the true class and spread over all of them."""
+
+    ema: float = 0.0
+    """Validate, test and keep an exponential moving average of the weights, with this decay for
+    each step, such as 0.999; 0 keeps the weights themselves."""
+
+    patience: int | None = None
+    """Stop after so many epochs without a better validation accuracy."""
 
     select: Literal["best", "last"] = "best"
     """Weights to test and keep: of the epoch with the best validation accuracy, or the last."""
@@ -113,8 +147,9 @@ class Config:
     compile: bool = False
     """Run the forward and backward pass through torch.compile."""
 
-    amp: bool = False
-    """Train under autocast to bfloat16."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """tf32: products of float32 are rounded to 10 bits, on CUDA. bfloat16: training under autocast,
+    fast on CUDA and on CPUs that have it; weights stay float32."""
 
     run_dir: Path | None = None
     """Folder for settings, weights, metrics and events; by default runs/DATASET-MODEL-TIME."""
@@ -135,23 +170,13 @@ class Config:
     """Start from the config.yaml of a former run; flags given beside it override it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "limit_train", "image_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+        for names, fits, expected in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and fits(value)):
+                    raise ValueError(f"{flag(name)} must {expected}, got {value}")
         if any(size < 1 for size in self.hidden):
             raise ValueError(f"--hidden needs sizes of at least 1, got {list(self.hidden)}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"--lr must be a positive number, got {self.lr}")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"--validation must lie between 0 and 1, got {self.validation}")
-        for name in ("momentum", "label_smoothing", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "crop_padding", "negative_slope", "seed", "checkpoint_every"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{flag(name)} must not be negative, got {value}")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -159,6 +184,10 @@ class Config:
             raise ValueError("--nesterov needs --optimizer sgd and a --momentum above 0")
         if self.amsgrad and self.optimizer not in ("adam", "adamw"):
             raise ValueError("--amsgrad needs --optimizer adam or adamw")
+        if self.warmup and self.schedule == "one-cycle":
+            raise ValueError("--warmup needs another --schedule: one-cycle has one of its own")
+        if self.optimizer == "muon" and self.weight_decay:
+            raise ValueError("--optimizer muon fixes the lengths of weights; set no --weight-decay")
         if self.image_size is not None and self.dataset != "folder":
             raise ValueError("--image-size needs --dataset folder; other data sets have one size")
         if self.resume is not None and (self.config or self.run_dir) is not None:
@@ -179,6 +208,36 @@ class Config:
         """Write every setting to the YAML file ``path``."""
         with atomic_write(path) as file:
             file.write(yaml.safe_dump(self.plain(), sort_keys=False).encode())
+
+
+# Settings, what their values must fulfil unless they are None, and how to say so.
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        ("epochs", "batch_size", "limit_train", "image_size", "threads", "patience"),
+        lambda value: value >= 1,
+        "be at least 1",
+    ),
+    (("lr", "bias_lr", "clip_norm", "width"), lambda value: value > 0, "be a positive number"),
+    (("validation",), lambda value: 0 < value < 1, "lie between 0 and 1"),
+    (
+        ("momentum", "label_smoothing", "dropout", "warmup", "ema"),
+        lambda value: 0 <= value < 1,
+        "lie in [0, 1)",
+    ),
+    (
+        (
+            "weight_decay",
+            "crop_padding",
+            "cutout",
+            "mixup",
+            "negative_slope",
+            "seed",
+            "checkpoint_every",
+        ),
+        lambda value: value >= 0,
+        "not be negative",
+    ),
+)
 
 
 def flag(name: str) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.augment import random_crop, random_flip
-from training.config import Config
+from training.augment import cutout, mixup, random_crop, random_flip
+from training.config import Config, flag
 from training.datasets import read
 from training.inputs import Inputs
 
@@ -56,8 +56,9 @@ def load(config: Config, device: torch.device) -> Data:
     """
     raw = read(config)
     raw.check(config.dataset)
-    if config.augment and raw.train_inputs.ndim != 4:
-        raise ValueError(f"--augment needs images, which {config.dataset} has not")
+    for name in ("augment", "cutout", "test_flip"):
+        if getattr(config, name) and raw.train_inputs.ndim != 4:
+            raise ValueError(f"{flag(name)} needs images, which {config.dataset} has not")
     order = torch.randperm(
         len(raw.train_labels), generator=torch.Generator().manual_seed(SPLIT_SEED)
     )
@@ -97,7 +98,7 @@ class TrainingBatches:
 
     All batches have the same size: the few examples left over are skipped, different ones in
     every epoch, so that no step rests on one or two examples. Inputs are as raw as in
-    ``data.train``, augmented; labels come with them.
+    ``data.train``, augmented; labels come with them: class indices or, under mixup, probabilities.
     """
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -129,6 +130,11 @@ class TrainingBatches:
             inputs = random_crop(inputs, config.crop_padding, self._generator)
             if config.flip:
                 inputs = random_flip(inputs, self._generator)
+        if config.cutout:
+            inputs = cutout(inputs, config.cutout, self._generator)
+        if config.mixup:
+            classes = len(self._data.classes)
+            return mixup(inputs, labels, classes, config.mixup, self._generator)
         return inputs, labels
 
     def state_dict(self) -> dict[str, Any]:

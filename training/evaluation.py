@@ -36,23 +36,32 @@ class Evaluation:
 
 
 @torch.no_grad()
-def predict(model: Module, inputs: Inputs, raw: Tensor) -> Tensor:
+def predict(model: Module, inputs: Inputs, raw: Tensor, *, flip: bool = False) -> Tensor:
     """Return the logits of ``model`` in eval mode, and leave it in it.
 
     Args:
         model: Maps normalised inputs to logits.
         inputs: The inputs it was trained on, for their normalisation.
         raw: ``(N, *inputs.input_shape)`` as in a data set, not normalised.
+        flip: Whether to average the logits of an image and its mirror image.
 
     Returns:
         ``(N, classes)``.
     """
     model.eval()
-    return torch.cat([model(inputs.normalise(batch)) for batch in raw.split(BATCH_SIZE)])
+
+    def logits(batch: Tensor) -> Tensor:
+        normalised = inputs.normalise(batch)
+        output: Tensor = model(normalised)
+        return (output + model(normalised.flip(-1))) / 2 if flip else output
+
+    return torch.cat([logits(batch) for batch in raw.split(BATCH_SIZE)])
 
 
 @torch.no_grad()
-def evaluate(model: Module, criterion: Module, inputs: Inputs, split: Split) -> Evaluation:
+def evaluate(
+    model: Module, criterion: Module, inputs: Inputs, split: Split, *, flip: bool = False
+) -> Evaluation:
     """Evaluate ``model`` in eval mode, and leave it in it.
 
     Args:
@@ -60,11 +69,12 @@ def evaluate(model: Module, criterion: Module, inputs: Inputs, split: Split) -> 
         criterion: Maps logits and labels to the mean loss of a batch.
         inputs: The inputs it was trained on, for their normalisation.
         split: The examples to evaluate on.
+        flip: Whether to average the logits of an image and its mirror image.
 
     Raises:
         FloatingPointError: The loss is not finite: training has diverged.
     """
-    logits = predict(model, inputs, split.inputs)
+    logits = predict(model, inputs, split.inputs, flip=flip)
     loss = criterion(logits, split.labels).item()
     if not math.isfinite(loss):
         raise FloatingPointError(f"training diverged: the held-out loss is {loss}. Lower --lr")

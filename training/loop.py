@@ -5,6 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils import clip_grad_norm_
 
 from training import pictures
 from training.checkpoint import Checkpoints
@@ -26,7 +27,7 @@ def train(
     logger: Logger,
     checkpoints: Checkpoints,
 ) -> int:
-    """Train from where ``state`` is to the end, or until SIGINT or SIGTERM asks to stop.
+    """Train from where ``state`` is until it is complete, or SIGINT or SIGTERM asks to stop.
 
     Either way the last step is in a checkpoint when the function returns.
 
@@ -47,7 +48,9 @@ def train(
     """
     model = state.model
     criterion = layers.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    autocast = torch.autocast(data.train.labels.device.type, torch.bfloat16, enabled=config.amp)
+    autocast = torch.autocast(
+        data.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+    )
 
     def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(data.normalise(inputs))
@@ -61,7 +64,8 @@ def train(
     epoch_length = steps_per_epoch(config, data)
     model.train()
     with StopSignals() as stop:
-        for step in range(state.progress.step + 1, config.epochs * epoch_length + 1):
+        while not complete(config, state):
+            step = state.progress.step + 1
             inputs, labels = next(state.batches)
             with autocast:
                 logits, loss = forward(inputs, labels)
@@ -69,8 +73,7 @@ def train(
             loss.backward()
             rate = state.optimizer.param_groups[0]["lr"]
             state.metrics.add(step, rate, loss, logits, labels)
-            state.optimizer.step()
-            state.schedule.step()
+            take_step(config, state)
             state.progress.step = step
             if step % LOG_EVERY == 0:
                 state.metrics.flush(logger)
@@ -86,13 +89,33 @@ def train(
     return 0
 
 
+def take_step(config: Config, state: TrainingState) -> None:
+    """Change the weights along their gradients, and what follows the weights."""
+    if config.clip_norm is not None:
+        clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    state.optimizer.step()
+    state.schedule.step()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+
+
+def complete(config: Config, state: TrainingState) -> bool:
+    """Return whether ``state`` has come to its last epoch, or has lost patience before it."""
+    epochs = len(state.progress.history)
+    if config.patience is not None and epochs - state.selection.best >= config.patience:
+        return True
+    return epochs == config.epochs
+
+
 def end_epoch(
     config: Config, data: Data, layers: ModuleType, state: TrainingState, logger: Logger, seen: int
 ) -> None:
     """Validate, log the epoch, in which ``seen`` images were trained on, and select weights."""
     loss, accuracy = state.metrics.epoch_means(logger)
     seconds = state.clock.lap()
-    validation = evaluate(state.model, layers.CrossEntropyLoss(), data, data.validation)
+    validation = evaluate(
+        state.tested, layers.CrossEntropyLoss(), data, data.validation, flip=config.test_flip
+    )
     epoch = len(state.progress.history) + 1
     metrics = {
         "schedule/epoch": epoch,
@@ -108,7 +131,7 @@ def end_epoch(
     logger.log(metrics, step)
     if data.has_images:
         logger.log_image("pictures/kernels", pictures.kernels(state.model, data), step)
-    state.selection.offer(epoch, state.model, validation)
+    state.selection.offer(epoch, state.tested, validation)
     state.clock.lap()  # the next epoch begins here
 
 

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from training.config import Config
+from training.muon import Muon
 
 
 class MovingAverageSGD(Optimizer):
@@ -83,7 +85,7 @@ def decayed(model: Module) -> list[Parameter]:
     Biases and the scale and shift of batch norm, all of one axis, do not overfit and are left
     free.
     """
-    return [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
 
 
 def weight_decay_loss(model: Module, weight_decay: float) -> Tensor:
@@ -94,11 +96,11 @@ def weight_decay_loss(model: Module, weight_decay: float) -> Tensor:
 
 
 def make_optimizer(config: Config, model: Module) -> Optimizer:
-    """Return the optimizer of ``config`` over the parameters of ``model``."""
-    free = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    """Return the optimizer of ``config`` over the parameters of ``model`` that are trained."""
+    free = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
         {"params": decayed(model), "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": free, "weight_decay": 0.0, "lr": config.bias_lr or config.lr},
     ]
     return _OPTIMIZERS[config.optimizer](groups, config)
 
@@ -108,19 +110,30 @@ _OPTIMIZERS: dict[str, Callable[[Any, Config], Optimizer]] = {
     "sgd-moving-average": lambda groups, c: MovingAverageSGD(groups, c.lr, c.momentum),
     "adam": lambda groups, c: Adam(groups, c.lr, (c.momentum, 0.999), amsgrad=c.amsgrad),
     "adamw": lambda groups, c: AdamW(groups, c.lr, (c.momentum, 0.999), amsgrad=c.amsgrad),
+    "muon": lambda groups, c: Muon(groups, c.lr, c.momentum),
 }
 
 
 def make_schedule(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Return the schedule of ``config``, to be stepped after each of ``steps`` steps."""
-    return _SCHEDULES[config.schedule](optimizer, config.lr, steps)
+    if config.schedule == "one-cycle":
+        highest = [group["lr"] for group in optimizer.param_groups]
+        # momentum stays what --momentum says
+        return OneCycleLR(optimizer, highest, steps, cycle_momentum=False)
+    shape = _SHAPES[config.schedule]
+    warmup = round(config.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return shape((step - warmup) / max(1, steps - warmup))
+
+    return LambdaLR(optimizer, factor)
 
 
-_SCHEDULES: dict[str, Callable[[Optimizer, float, int], LRScheduler]] = {
-    "constant": lambda optimizer, lr, steps: LambdaLR(optimizer, lambda step: 1.0),
-    "cosine": lambda optimizer, lr, steps: CosineAnnealingLR(optimizer, steps),
-    # momentum stays what --momentum says
-    "one-cycle": lambda optimizer, lr, steps: OneCycleLR(
-        optimizer, lr, steps, cycle_momentum=False
-    ),
+# Factor of the highest learning rate, against the share of the steps after warm-up that are over.
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1.0,
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
 }

@@ -16,6 +16,7 @@ class Selection:
 
     Attributes:
         epoch: Number of the epoch that the weights are of, 0 before the first.
+        best: Number of the best epoch so far.
         weights: ``state_dict`` of the model at its end, a copy.
     """
 
@@ -30,7 +31,7 @@ class Selection:
         self._path = path
         self._last = last
         self._score = (-1.0, 0.0)
-        self.epoch = 0
+        self.epoch = self.best = 0
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, epoch: int, model: Module, validation: Evaluation) -> None:
@@ -40,14 +41,21 @@ class Selection:
             OSError: The file cannot be written.
         """
         score = (validation.accuracy, -validation.loss)
-        if self._last or score > self._score:
-            self._score, self.epoch = score, epoch
+        if score > self._score:
+            self._score, self.best = score, epoch
+        if self._last or self.best == epoch:
+            self.epoch = epoch
             self.weights = {name: value.clone() for name, value in model.state_dict().items()}
             self._write()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights and where they come from."""
-        return {"epoch": self.epoch, "score": list(self._score), "weights": self.weights}
+        return {
+            "epoch": self.epoch,
+            "best": self.best,
+            "score": list(self._score),
+            "weights": self.weights,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` returned, and write the file again.
@@ -55,7 +63,8 @@ class Selection:
         Raises:
             OSError: The file cannot be written.
         """
-        self.epoch, self._score = state["epoch"], tuple(state["score"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        self._score = tuple(state["score"])
         self.weights = state["weights"]
         if self.epoch:
             self._write()

@@ -13,7 +13,7 @@ from training.inputs import Inputs
 LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
 
 # Settings of models; one that a model does not have must keep its default.
-MODEL_OPTIONS = ("hidden", "activation", "negative_slope", "batch_norm", "dropout")
+MODEL_OPTIONS = ("hidden", "activation", "negative_slope", "batch_norm", "dropout", "width")
 
 
 def pick_device(config: Config) -> torch.device:
@@ -35,8 +35,14 @@ def pick_device(config: Config) -> torch.device:
             f"--device {name} is not available here ({str(error).splitlines()[0]}). "
             "Use --device cpu, or auto"
         ) from error
-    if config.amp and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"--amp needs bfloat16, which {name} lacks. Use --no-amp")
+    cuda = device.type == "cuda"
+    if config.precision == "bfloat16" and cuda and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"{name} has no bfloat16. Use --precision float32, or tf32")
+    if config.precision == "tf32" and not cuda:
+        raise ValueError(f"--precision tf32 needs a CUDA device, not {name}")
+    # PyTorch rounds to tf32 in convolutions unless told otherwise, and in matrix products if asked.
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     torch.backends.cudnn.deterministic = True  # the same seed gives the same curve
     return device
 

@@ -9,7 +9,9 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.speed_resnet import SpeedResNet
 from training.clock import Stopwatch
 from training.config import Config
 from training.data import Data, TrainingBatches, steps_per_epoch
@@ -68,6 +70,7 @@ class TrainingState:
     """
 
     model: Module
+    average: AveragedModel | None  # of the weights, where --ema wants one
     optimizer: Optimizer
     schedule: LRScheduler
     batches: TrainingBatches
@@ -77,9 +80,18 @@ class TrainingState:
     clock: Stopwatch
     generators: GlobalGenerators
 
+    @property
+    def tested(self) -> Module:
+        """What is validated, tested and kept: the model, or the average of its weights."""
+        return self.model if self.average is None else self.average.module
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every part, by its name: tensors and plain values."""
-        return {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set every part to the state it had.
@@ -87,11 +99,12 @@ class TrainingState:
         Raises:
             ValueError: The parts are not those of this program, or the state is of other data.
         """
-        if state.keys() != set(_PARTS):
-            differing = ", ".join(sorted(state.keys() ^ set(_PARTS)))
+        parts = self._parts()
+        if state.keys() != parts.keys():
+            differing = ", ".join(sorted(state.keys() ^ parts.keys()))
             raise ValueError(f"the checkpoint is of another version of this program: {differing}")
-        for name in _PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
 
 
 def initial_state(
@@ -106,9 +119,16 @@ def initial_state(
         weights: File for the selected weights.
         clock: Runs since the program began.
     """
+    if isinstance(model, SpeedResNet):
+        model.fit_inputs(data.normalise(data.train.inputs[:5000]))
+    average = None
+    if config.ema:
+        follow = get_ema_multi_avg_fn(config.ema)
+        average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     optimizer = make_optimizer(config, model)
     return TrainingState(
         model=model,
+        average=average,
         optimizer=optimizer,
         schedule=make_schedule(config, optimizer, config.epochs * steps_per_epoch(config, data)),
         batches=TrainingBatches(config, data),
@@ -118,6 +138,3 @@ def initial_state(
         clock=clock,
         generators=GlobalGenerators(data.device),
     )
-
-
-_PARTS = tuple(part.name for part in dataclasses.fields(TrainingState))

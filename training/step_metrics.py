@@ -41,8 +41,10 @@ class StepMetrics:
             learning_rate: That of the step.
             loss: Classification loss, a scalar.
             logits: ``(N, classes)``.
-            labels: ``(N,)``.
+            labels: ``(N,)`` class indices, or ``(N, classes)`` probabilities.
         """
+        if labels.ndim == 2:
+            labels = labels.argmax(1)
         accuracy = (logits.argmax(1) == labels).float().mean()
         gradients = [parameter.grad for parameter in self._parameters.values()]
         # torch.nn.utils computes norms in this way too; one by one, a GPU would be kept waiting.

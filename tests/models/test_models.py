@@ -50,7 +50,7 @@ class TestSizes:
         assert parameter_counts(model) == [2 * 3 + 3]
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 30, 17), (3, 45, 64)])
+@pytest.mark.parametrize("shape", [(1, 9, 9), (1, 28, 28), (3, 32, 32), (2, 30, 17), (3, 45, 64)])
 @pytest.mark.parametrize("name", NAMES)
 def test_adapts_to_channels_size_and_classes(name, shape):
     model = models.build(name, manual_ops.nn, shape, 7)
@@ -73,7 +73,9 @@ def test_both_namespaces_start_from_the_same_weights_and_agree(name):
         torch.manual_seed(4)  # dropout
         layers.CrossEntropyLoss()(model(inputs), labels).backward()
     for ours, theirs in zip(manual.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+        assert ours.requires_grad == theirs.requires_grad
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(manual.buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
@@ -143,8 +145,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"{name} needs images.*mlp takes any shape"):
             models.build(name, nn, (2,), 2)
 
-    @pytest.mark.parametrize(("name", "smallest"), [("mnist-cnn", 4), ("cifar-cnn", 8)])
+    @pytest.mark.parametrize(
+        ("name", "smallest"), [("mnist-cnn", 4), ("cifar-cnn", 8), ("speed-resnet", 9)]
+    )
     def test_images_too_small(self, name, smallest):
+        model = models.build(name, nn, (1, smallest, smallest), 2)
+        assert model(torch.randn(3, 1, smallest, smallest)).shape == (3, 2)
         with pytest.raises(ValueError, match=f"at least {smallest}x{smallest} pixels, got 9x3"):
             models.build(name, nn, (1, 3, 9), 2)
 
@@ -167,3 +173,44 @@ def test_resnet18_is_torchvisions_and_converted_for_manual_layers():
     ]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+class TestSpeedResNet:
+    def test_first_convolution_whitens_patches(self):
+        model = models.build("speed-resnet", manual_ops.nn, (3, 16, 16), 10)
+        mixing = torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 0.5]])
+        images = torch.einsum("ij,njhw->nihw", mixing, torch.randn(400, 3, 16, 16))
+        model.fit_inputs(images)
+        features = model.whiten(images).transpose(0, 1).flatten(1)
+        components, negatives = features.chunk(2)
+        torch.testing.assert_close(negatives, -components)
+        covariance = components @ components.mT / components.shape[1]
+        torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.05)
+
+    def test_constant_images_do_not_blow_up(self):
+        model = models.build("speed-resnet", nn, (1, 16, 16), 10)
+        model.fit_inputs(torch.zeros(10, 1, 16, 16))
+        assert model.whiten.weight.abs().max() < 50
+
+    def test_fixed_parameters_are_left_alone_and_the_others_are_not(self):
+        model = models.build("speed-resnet", manual_ops.nn, (1, 12, 12), 4, width=0.25)
+        images, labels = torch.randn(8, 1, 12, 12), torch.arange(8) % 4
+        manual_ops.nn.CrossEntropyLoss()(model(images), labels).backward()
+        fixed = {name for name, p in model.named_parameters() if p.grad is None}
+        norms = {f"stages.{i}.norm{j}.weight" for i in range(3) for j in (1, 2)}
+        assert fixed == norms | {"whiten.weight"}
+
+    def test_width_scales_the_channels(self):
+        model = models.build("speed-resnet", nn, (3, 32, 32), 10, width=0.5)
+        kernels = [tuple(m.weight.shape[:2]) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert kernels == [
+            (24, 3), (32, 24), (32, 32), (128, 32), (128, 128), (128, 128), (128, 128),
+        ]  # fmt: skip
+
+    def test_works_in_channels_last_throughout(self):
+        model = models.build("speed-resnet", manual_ops.nn, (3, 32, 32), 10, width=0.25)
+        outputs = []
+        for stage in model.stages:
+            stage.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        model(torch.randn(4, 3, 32, 32)).sum().backward()
+        assert all(o.is_contiguous(memory_format=torch.channels_last) for o in outputs)

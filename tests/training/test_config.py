@@ -37,6 +37,16 @@ class TestChecks:
             ({"nesterov": True}, "--nesterov needs --optimizer sgd"),
             ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, "--momentum above 0"),
             ({"amsgrad": True, "optimizer": "sgd"}, "--amsgrad needs --optimizer adam"),
+            ({"warmup": 1.0}, r"--warmup must lie in \[0, 1\)"),
+            ({"warmup": 0.1}, "--warmup needs another --schedule"),
+            ({"ema": 1.0}, r"--ema must lie in \[0, 1\)"),
+            ({"bias_lr": 0.0}, "--bias-lr must be a positive number"),
+            ({"clip_norm": 0.0}, "--clip-norm must be a positive number"),
+            ({"width": -1.0}, "--width must be a positive number"),
+            ({"patience": 0}, "--patience must be at least 1"),
+            ({"cutout": -1}, "--cutout must not be negative"),
+            ({"mixup": -0.1}, "--mixup must not be negative"),
+            ({"optimizer": "muon", "weight_decay": 0.1}, "--optimizer muon fixes the lengths"),
             ({"image_size": 8}, "--image-size needs --dataset folder"),
         ],
     )
@@ -119,11 +129,12 @@ class TestCommandLine:
         """Renaming or dropping a flag breaks people's scripts: change this list knowingly."""
         assert {field.name for field in dataclasses.fields(Config)} == {
             "dataset", "data_dir", "image_size", "limit_train", "validation", "augment",
-            "crop_padding", "flip", "model", "hidden", "activation", "negative_slope",
-            "batch_norm", "dropout", "backend", "epochs", "batch_size", "optimizer", "lr",
-            "schedule", "momentum", "nesterov", "amsgrad", "weight_decay", "label_smoothing",
-            "select", "device", "threads", "seed", "compile", "amp", "run_dir", "tensorboard",
-            "report", "config", "resume", "checkpoint_every",
+            "crop_padding", "flip", "cutout", "mixup", "test_flip", "model", "hidden", "activation",
+            "negative_slope", "width", "batch_norm", "dropout", "backend", "epochs",
+            "batch_size", "optimizer", "lr", "bias_lr", "schedule", "warmup", "clip_norm",
+            "momentum", "nesterov", "amsgrad", "weight_decay", "label_smoothing", "ema",
+            "patience", "select", "device", "threads", "seed", "compile", "precision", "run_dir",
+            "tensorboard", "report", "config", "resume", "checkpoint_every",
         }  # fmt: skip
 
 

@@ -109,6 +109,26 @@ def test_augment_changes_training_images():
     assert len(keys(augmented) - keys(data.train.inputs)) > 800
 
 
+def test_cutout_and_mixup_change_training_images():
+    data = load(Config(), CPU)
+    data.train.inputs[data.train.inputs == 0] = 1
+    inputs, _ = next(TrainingBatches(Config(cutout=2), data))
+    black = (inputs == 0).flatten(1).sum(1)
+    assert black.min() >= 1
+    assert black.max() == 4
+    inputs, labels = next(TrainingBatches(Config(mixup=1.0, batch_size=200), data))
+    assert inputs.is_floating_point()
+    assert labels.shape == (200, 10)
+    assert ((labels > 0).sum(1) == 2).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("setting", [{"augment": True}, {"cutout": 2}, {"test_flip": True}])
+def test_points_cannot_be_changed_as_images(setting):
+    name = "--" + next(iter(setting)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"{name} needs images, which moons has not"):
+        load(Config(dataset="moons", model="mlp", **setting), CPU)
+
+
 def test_every_epoch_has_an_order_of_its_own():
     config = Config(batch_size=400)
     data = load(config, CPU)

@@ -26,6 +26,22 @@ class TestEvaluate:
         expected = torch.tensor([2.0, 0.0, 0.0]).softmax(0)
         torch.testing.assert_close(result.probabilities, expected.expand(2500, 3))
 
+    def test_flipped_images_are_averaged_in(self):
+        images = data()
+
+        class LeftColumn(nn.Module):
+            def forward(self, inputs):
+                return inputs[..., 0].flatten(1)[:, :3]
+
+        model = LeftColumn()
+        plain = predict(model, images, images.test.inputs)
+        mirrored = predict(model, images, images.test.inputs.flip(-1))
+        assert not torch.equal(plain, mirrored)
+        both = predict(model, images, images.test.inputs, flip=True)
+        torch.testing.assert_close(both, (plain + mirrored) / 2)
+        result = evaluate(model, nn.CrossEntropyLoss(), images, images.test, flip=True)
+        assert torch.equal(result.logits, both)
+
     def test_a_loss_that_is_not_finite_is_an_error(self):
         images = data()
 

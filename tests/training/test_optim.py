@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from training.config import Config
+from training.muon import Muon
 from training.optim import (
     MovingAverageSGD,
     make_optimizer,
@@ -99,16 +100,31 @@ class TestMakeOptimizer:
             ("sgd-moving-average", MovingAverageSGD),
             ("adam", torch.optim.Adam),
             ("adamw", torch.optim.AdamW),
+            ("muon", Muon),
         ],
     )
     def test_decays_weights_alone_and_covers_every_parameter(self, model, name, kind):
-        optimizer = make_optimizer(Config(optimizer=name, lr=0.3, weight_decay=0.01), model)
+        decay = 0.0 if name == "muon" else 0.01
+        optimizer = make_optimizer(Config(optimizer=name, lr=0.3, weight_decay=decay), model)
         assert type(optimizer) is kind
         decayed, free = optimizer.param_groups
-        assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
+        assert (decayed["weight_decay"], free["weight_decay"]) == (decay, 0.0)
         assert decayed["lr"] == free["lr"] == 0.3
         assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
         assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+    def test_frozen_parameters_are_left_out(self, model):
+        model[0].weight.requires_grad_(False)
+        model[1].bias.requires_grad_(False)
+        decayed, free = make_optimizer(Config(), model).param_groups
+        assert {id(p) for p in decayed["params"]} == {id(model[3].weight)}
+        assert {id(p) for p in free["params"]} == {
+            id(p) for p in (model[0].bias, model[1].weight, model[3].bias)
+        }
+
+    def test_biases_may_have_a_rate_of_their_own(self, model):
+        decayed, free = make_optimizer(Config(lr=0.3, bias_lr=2.0), model).param_groups
+        assert (decayed["lr"], free["lr"]) == (0.3, 2.0)
 
     def test_settings_reach_the_optimizer(self, model):
         sgd = make_optimizer(Config(optimizer="sgd", momentum=0.7, nesterov=True), model)
@@ -118,6 +134,9 @@ class TestMakeOptimizer:
         for name in ("adam", "adamw"):
             adam = make_optimizer(Config(optimizer=name, momentum=0.8, amsgrad=True), model)
             assert (adam.defaults["betas"], adam.defaults["amsgrad"]) == ((0.8, 0.999), True)
+        assert make_optimizer(Config(optimizer="muon", momentum=0.7), model).defaults == {
+            "lr": 0.001, "momentum": 0.7,
+        }  # fmt: skip
 
 
 def test_weight_decay_loss_is_half_lambda_times_the_squared_norm(model):
@@ -126,8 +145,10 @@ def test_weight_decay_loss_is_half_lambda_times_the_squared_norm(model):
 
 
 class TestSchedules:
-    def rates(self, model: nn.Module, schedule: str, steps: int) -> list[float]:
-        config = Config(optimizer="sgd", lr=0.5, schedule=schedule)
+    def rates(
+        self, model: nn.Module, schedule: str, steps: int, warmup: float = 0.0
+    ) -> list[float]:
+        config = Config(optimizer="sgd", lr=0.5, schedule=schedule, warmup=warmup)
         optimizer = make_optimizer(config, model)
         scheduler = make_schedule(config, optimizer, steps)
         rates = []
@@ -148,6 +169,27 @@ class TestSchedules:
         assert rates[-1] < 0.001
         assert rates == sorted(rates, reverse=True)
 
+    def test_linear_falls_by_equal_steps(self, model):
+        rates = self.rates(model, "linear", 100)
+        assert rates == pytest.approx([0.5 * (1 - step / 100) for step in range(100)])
+
+    @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+    def test_warm_up_rises_by_equal_steps_to_the_schedule(self, model, schedule):
+        rates = self.rates(model, schedule, 100, warmup=0.2)
+        assert rates[:20] == pytest.approx([0.5 * (step + 1) / 21 for step in range(20)])
+        assert rates[20:] == pytest.approx(self.rates(model, schedule, 80))
+
+    @pytest.mark.parametrize("schedule", ["linear", "one-cycle"])
+    def test_every_rate_follows_the_schedule(self, model, schedule):
+        config = Config(optimizer="sgd", lr=0.5, bias_lr=2.0, schedule=schedule)
+        optimizer = make_optimizer(config, model)
+        scheduler = make_schedule(config, optimizer, 20)
+        for _ in range(19):
+            weights, biases = optimizer.param_groups
+            assert biases["lr"] == pytest.approx(4 * weights["lr"])
+            optimizer.step()
+            scheduler.step()
+
     def test_one_cycle_rises_to_the_rate_and_falls_to_nearly_zero(self, model):
         rates = self.rates(model, "one-cycle", 100)
         peak = rates.index(max(rates))
@@ -157,6 +199,6 @@ class TestSchedules:
         assert rates[: peak + 1] == sorted(rates[: peak + 1])
         assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
-    @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+    @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "one-cycle"])
     def test_a_run_of_one_step(self, model, schedule):
         assert 0 < self.rates(model, schedule, 1)[0] <= 0.5

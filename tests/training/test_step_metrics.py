@@ -41,6 +41,15 @@ def test_steps_are_logged_together_when_flushed():
     assert len(recorder.metrics) == 2
 
 
+def test_mixed_labels_count_by_their_larger_share():
+    recorder = Recorder()
+    metrics = StepMetrics(model())
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    metrics.add(1, 0.1, torch.tensor(0.5), logits, torch.tensor([[0.6, 0.4], [0.3, 0.7]]))
+    metrics.flush(recorder)
+    assert recorder.metrics[0][1]["accuracy/train"] == 0.5
+
+
 def test_gradient_norms_are_those_of_whole_layers():
     recorder = Recorder()
     metrics = StepMetrics(model())
