@@ -79,7 +79,11 @@ def render(results: Results, svgs: dict[str, str]) -> str:
         confusions=results.confusions,
         layers=layer_table(results.model, results.inputs),
         settings={
-            "Command line": {flag(name): _setting(value) for name, value in config.plain().items()},
+            "Command line": {
+                flag(name): _setting(value)
+                for name, value in config.plain().items()
+                if name not in ("config", "resume", "run_dir")  # where, not what
+            },
             "Data and machine": _surroundings(results),
         },
     )

@@ -127,7 +127,7 @@ def test_settings_and_facts_are_told(tmp_path):
     text = html_report.write(tmp_path, results()).read_text()
     for name, value in (
         ("--seed", "0"), ("--threads", "1"), ("--flip", "no"), ("--augment", "yes"),
-        ("--run-dir", "not set"), ("--hidden", "none"), ("--optimizer", "adamw"),
+        ("--limit-train", "not set"), ("--hidden", "none"), ("--optimizer", "adamw"),
         ("input", "1×8×10"), ("mean", "100"), ("time", "1 h 2 min"),
         ("weights of epoch", "2 of 30"), ("training images/s", "10"), ("parameters", "339"),
     ):  # fmt: skip
@@ -144,8 +144,8 @@ def test_the_figures_are_files_too_and_reach_the_logger(tmp_path):
     for path in (tmp_path / "figures").iterdir():
         with Image.open(path) as image:
             image.verify()
-    assert set(recorder.images) == {(40, f"report/{name}") for name in names}
-    assert recorder.curves == [(40, f"precision_recall/class {i}") for i in range(3)]
+    assert set(recorder.images) == {(41, f"report/{name}") for name in names}
+    assert recorder.curves == [(41, f"precision_recall/class {i}") for i in range(3)]
 
 
 def test_points_are_said_to_have_no_pictures(tmp_path):

@@ -75,5 +75,5 @@ def test_a_model_that_is_always_right_has_no_mistakes():
     assert perfect.confusion.tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 2]]
 
 
-def test_last_step():
-    assert results().last_step == 40
+def test_results_are_logged_past_the_last_step():
+    assert results().step == 41
