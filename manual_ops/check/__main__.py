@@ -1,7 +1,9 @@
 """Check an op from the command line: ``python -m manual_ops.check --help``."""
 
 import argparse
+import json
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from manual_ops.check.matrix import LIBRARIES, OPS, run_matrix
 from manual_ops.check.report import Report
 from manual_ops.check.run import CHECKS, check, select
 from manual_ops.check.target import TargetError, TensorInput, build, find, parse_value
@@ -24,6 +27,8 @@ examples:
   python -m manual_ops.check torch.nn.functional.layer_norm --shape 3,4 --shape weight=4 \\
       --kwargs normalized_shape=4,
   python -m manual_ops.check path/to/file.py:MyFunction --shape 3,4 --shape 4,2
+
+  python -m manual_ops.check --all --only-ops linear conv2d
 
 exit code: 0 if nothing failed, 1 if a check failed, 2 if the command line is wrong
 """
@@ -38,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, CHECKS))
         print(*(f"{name:{width}}  {one.meaning}" for name, one in CHECKS.items()), sep="\n")
         return 0
+    if options.all:
+        return _check_library(options)
     try:
         report = _check(options)
     except TargetError as error:
@@ -110,7 +117,21 @@ def _parser() -> argparse.ArgumentParser:
     named = partial(checks.add_argument, nargs="+", type=_check_name, metavar="CHECK")
     named("--only", help="run these alone, such as gradient double-backward")
     named("--skip", default=[], help="leave these out")
+    checks.add_argument(
+        "--backend", default="aot_eager", help="of torch.compile, default: %(default)s"
+    )
     checks.add_argument("--list", action="store_true", help="list the checks, and stop")
+    library = parser.add_argument_group("the library itself, on its own table of cases")
+    library.add_argument("--all", action="store_true", help="every check on every op, as a matrix")
+    library.add_argument("--only-ops", nargs="+", default=OPS, choices=OPS, metavar="OP")
+    library.add_argument(
+        "--library",
+        nargs="+",
+        default=["manual_ops"],
+        choices=LIBRARIES,
+        help="whose ops, default: manual_ops; the exit code is that of the first",
+    )
+    library.add_argument("--markdown", action="store_true", help="print the docs' page")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page, too")
@@ -190,6 +211,7 @@ def _check(options: argparse.Namespace) -> Report:
             skip=options.skip,
             mutates=options.mutates,
             seed=options.seed,
+            backend=options.backend,
         )
     except Exception as error:  # what the op raises on the inputs
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -197,6 +219,18 @@ def _check(options: argparse.Namespace) -> Report:
             f"{options.target} cannot be checked on these inputs: {type(error).__name__}: {error} "
             f"({last.filename}:{last.lineno}); change --shape, --integers, --args or --kwargs"
         ) from error
+
+
+def _check_library(options: argparse.Namespace) -> int:
+    """Print the matrix of ops and checks."""
+    matrix = run_matrix(options.library, options.only_ops, options.only, options.skip)
+    if options.json:
+        print(json.dumps(matrix.to_json(), indent=2))
+    elif options.markdown:
+        print(*matrix.markdown(f"python -m manual_ops.check {' '.join(sys.argv[1:])}"), sep="\n")
+    else:
+        print(*matrix.lines(shutil.get_terminal_size((120, 24)).columns), sep="\n")
+    return 0 if matrix.ok else 1
 
 
 def _page(report: Report) -> str:

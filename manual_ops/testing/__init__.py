@@ -1,6 +1,6 @@
 """For tests of ops, in any project: one assertion that runs every check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from manual_ops.check import CheckError, Report, check
@@ -17,6 +17,7 @@ def assert_op_ok(
     skip: Sequence[str] = (),
     mutates: Sequence[str] = (),
     seed: int = 0,
+    backend: str | Callable[..., Any] = "aot_eager",
 ) -> Report:
     """Check an op, and raise the report if it fails.
 
@@ -33,6 +34,7 @@ def assert_op_ok(
         skip: Names of checks to leave out.
         mutates: Names of tensors that ``fn`` is meant to update in place.
         seed: Of the random numbers that ``fn`` draws.
+        backend: Of torch.compile.
 
     Returns:
         The report, if nothing failed.
@@ -56,6 +58,7 @@ def assert_op_ok(
         skip=skip,
         mutates=mutates,
         seed=seed,
+        backend=backend,
     )
     report.raise_if_failed()
     missing = [name for name in require if all(row.verdict == "n/a" for row in report[name])]
