@@ -163,6 +163,10 @@ _BY_MESSAGE: dict[str, str] = {
     r"does not require grad and does not have a grad_fn": (
         "The result is cut off from its inputs: by detach, .data, numpy or torch.no_grad."
     ),
+    r"use_reentrant=True, torch.utils.checkpoint is incompatible": (
+        "The op checkpoints its activations in the way that knows .backward() alone: "
+        "use_reentrant=False."
+    ),
     r"graph a second time|already been freed": (
         "The op keeps tensors of an earlier call, whose graph is gone: keep nothing between calls."
     ),
@@ -180,8 +184,8 @@ _BY_MESSAGE: dict[str, str] = {
         "detach in backward makes its result a constant, and no batch goes through it: drop it."
     ),
     r"Batching rule not implemented": (
-        "Batched backward has no rule for this call: reshape instead of flatten, @ instead of "
-        "einsum; or write the formula otherwise."
+        "No batch goes through this call: reshape instead of flatten, @ instead of einsum; or "
+        "write the formula otherwise."
     ),
     r"not possible because there exists a Tensor|doesn't match the broadcast shape": (
         "An in-place call on a tensor without the batch (zeros, a saved tensor): use the "
@@ -203,6 +207,8 @@ _BY_MESSAGE: dict[str, str] = {
     ),
     r"[Ss]parse": SPARSE,
 }
+
+_RAISED = "The op raises this where the check leads it: do the same by hand to see the traceback."
 
 # What spoils the numbers of which other checks, gravest first; None stands for all.
 _SPOILS: dict[str, tuple[str, ...] | None] = {
@@ -241,6 +247,7 @@ def trace_back(rows: Iterable[Row], *, has_function: bool) -> Iterator[Row]:
     """
     rows = tuple(rows)
     failed = {row.check for row in rows if row.failed}
+    raised: dict[str, str] = {}
     for row in rows:
         sources = [
             source
@@ -252,6 +259,9 @@ def trace_back(rows: Iterable[Row], *, has_function: bool) -> Iterator[Row]:
             row = replace(row, cause=f"Probably follows from {sources[0]!r}: mend that first.")
         elif row.failed and row.cause in _FORMULAS.values() and not has_function:
             row = replace(row, cause=_NO_FUNCTION)
+        elif row.failed and row.absolute is None:
+            first = raised.setdefault(row.detail, row.check)
+            row = row if first == row.check else replace(row, cause=f"As in {first!r}.")
         yield row
 
 
@@ -268,8 +278,7 @@ def explain(check: str, error: BaseException | None = None) -> str:
         for pattern, cause in _BY_MESSAGE.items():
             if re.search(pattern, text):
                 return cause
-        if told := _by_dynamo(text):
-            return told
+        return _by_dynamo(text) or _RAISED
     return _BY_CHECK.get(check, "")
 
 

@@ -1,9 +1,11 @@
 """What every check is given, and how its findings become rows."""
 
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,7 +100,14 @@ class Check:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = f"{type(error).__name__}: {lines[0] if lines else ''}"
         found = textwrap.shorten(found, 240, placeholder=" ...")
-        return Row(self.name, "FAIL", subject, detail=found, cause=explain(self.name, error))
+        return Row(
+            self.name,
+            "FAIL",
+            subject,
+            where=_place_in_code(error),
+            detail=found,
+            cause=explain(self.name, error),
+        )
 
     def attempt(self, subject: str, find: Callable[[], Row]) -> Row:
         """The row that ``find`` returns, or one on what it raises."""
@@ -217,6 +226,16 @@ def refusal(op: Subject) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+_NOT_THE_OP = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def _place_in_code(error: BaseException) -> str:
+    """The innermost line of the op's own code that an error comes from, if it comes from any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_NOT_THE_OP, "<"))]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}" if own else ""
 
 
 def _differing(found: complex, expected: complex) -> str:

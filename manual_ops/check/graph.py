@@ -145,15 +145,16 @@ def recorded(nodes: Iterable[Any]) -> Iterator[list[BackwardCall]]:
 
         return record
 
-    changed: list[tuple[type[Function], str, Any]] = []
+    classes = {node._forward_cls: None for node in nodes}
+    methods = [(cls, "backward" if cls.vjp is Function.vjp else "vjp") for cls in classes]
+    # All before any is replaced, since one class may inherit another's.
+    found = [(getattr(cls, name), vars(cls).get(name)) for cls, name in methods]
     try:
-        for cls in {node._forward_cls: None for node in nodes}:
-            name = "backward" if cls.vjp is Function.vjp else "vjp"
-            changed.append((cls, name, vars(cls).get(name)))
-            setattr(cls, name, staticmethod(recording(getattr(cls, name))))
+        for (cls, name), (backward, _) in zip(methods, found, strict=True):
+            setattr(cls, name, staticmethod(recording(backward)))
         yield calls
     finally:
-        for cls, name, own in reversed(changed):
+        for (cls, name), (_, own) in zip(methods, found, strict=True):
             if own is None:
                 delattr(cls, name)
             else:
@@ -225,7 +226,7 @@ class AtenCalls(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls: list[tuple[str, list[Tensor], list[Tensor]]] = []
+        self._calls: list[tuple[Any, list[Tensor], list[Tensor]]] = []
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -234,8 +235,7 @@ class AtenCalls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        read, written = (_tensors((args, kwargs)), _tensors(output))
-        self._calls.append((func.overloadpacket.__name__, read, written))
+        self._calls.append((func, _tensors((args, kwargs)), _tensors(output)))
         return output
 
     def wasted(self, results: Sequence[Tensor]) -> list[str]:
@@ -245,12 +245,15 @@ class AtenCalls(TorchDispatchMode):
         """
         live = {_storage(tensor) for tensor in results}
         wasted = []
-        for name, read, written in reversed(self._calls):
+        for func, read, written in reversed(self._calls):
+            name = func.overloadpacket.__name__
             sources = {_storage(tensor) for tensor in read}
             targets = {_storage(tensor) for tensor in written}
             if not targets or targets & live:
                 live |= sources
-            elif sources and not targets <= sources and "empty" not in name:
+                continue
+            is_view = targets <= sources and not func._schema.is_mutable
+            if sources and not is_view and "empty" not in name:
                 wasted.append(name)
         return wasted[::-1]
 

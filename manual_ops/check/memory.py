@@ -170,8 +170,11 @@ def _graph_outlives_outputs(op: Subject) -> bool:
     leaves = list(op.leaf_tensors())
     sentinel = Sentinel()
     alive = weakref.ref(sentinel)
-    leaves[0] = leaves[0] * 1  # the op's node holds the node of this, which holds the sentinel
-    leaves[0].register_hook(sentinel)
+    # A module may remember its parameters; its inputs it need not.
+    inputs = [i for i, leaf in enumerate(op.differentiable) if leaf in op.arguments]
+    for i in inputs or range(len(leaves)):
+        leaves[i] = leaves[i] * 1  # the op's node holds the node of this: that, the sentinel
+        leaves[i].register_hook(sentinel)
     outputs = op(*leaves)
     del sentinel
     leaves.clear()

@@ -72,7 +72,7 @@ class Subject:
             seed: Of the random numbers in every call.
 
         Raises:
-            TypeError: ``fn`` cannot be called, or no input can be differentiated.
+            TypeError: ``fn`` cannot be called, or no input or output can be differentiated.
             ValueError: There is no input of a name in ``mutates``.
             Exception: What ``fn`` raises when it is called.
         """
@@ -143,7 +143,15 @@ class Subject:
             output = self.call(*self.with_tensors(self.leaf_tensors()))
         random = not all(map(torch.equal, before, _random_state()))
         tensors = [o for o in tree_flatten(output)[0] if isinstance(o, Tensor)]
-        outputs = tuple(i for i, o in enumerate(tensors) if o.requires_grad)
+        smooth = [i for i, o in enumerate(tensors) if _can_differentiate(o)]
+        if not smooth:
+            returned = [_described(o) for o in tensors] or type(output).__name__
+            raise TypeError(
+                f"{self.name} returns nothing that can be differentiated: expected a "
+                f"floating-point or complex tensor, got {returned}"
+            )
+        # If gradients flow through none of them, that is for the checks to say.
+        outputs = tuple(i for i in smooth if tensors[i].requires_grad) or tuple(smooth)
         return dataclasses.replace(self, random=random, outputs=outputs)
 
     def __call__(self, *tensors: Tensor) -> Tensors:
