@@ -55,7 +55,8 @@ class Row:
     @property
     def found(self) -> str:
         """Where, and what."""
-        return (": " if self.failed else "; ").join(filter(None, (self.where, self.detail)))
+        where = self.where.rstrip(":")
+        return (": " if self.failed else "; ").join(filter(None, (where, self.detail)))
 
     @property
     def failed(self) -> bool:
@@ -120,7 +121,7 @@ class Report:
             (row.name, row.verdict, _number(row.absolute), _number(row.relative), row.found)
             for row in self.rows
         ]
-        table = [("check", "verdict", "error", "relative", "where, what"), *cells]
+        table = [_HEADINGS, *cells]
         name, *middle, _ = (max(map(len, column)) for column in zip(*table, strict=True))
         name = min(name, columns // 3)
         found = max(columns - name - sum(middle) - 2 * len(middle) - 2, 20)
@@ -138,10 +139,7 @@ class Report:
     def _repr_html_(self) -> str:
         """The table for a notebook."""
         rows = "".join(_html_row(row) for row in self.rows)
-        heading = "".join(
-            f"<th style='text-align:left'>{name}</th>"
-            for name in ("check", "verdict", "error", "relative", "where", "what was found")
-        )
+        heading = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADINGS)
         notes = "".join(f"<br>{html.escape(note)}" for note in self.notes)
         return (
             f"<p><b>{html.escape(self.title)}</b>{notes}</p>"
@@ -163,17 +161,26 @@ class Report:
         return json.dumps(content, indent=indent, allow_nan=False)
 
 
-_COLOURS: dict[str, str] = {"FAIL": "#c62828", "kink": "#b26a00", "pass": "#2e7d32", "n/a": "#777"}
+_HEADINGS = ("check", "verdict", "error", "relative", "where, what")
+
+# To be read on white and on black.
+_COLOURS: dict[str, str] = {
+    "FAIL": "#e03131",
+    "kink": "#c77700",
+    "pass": "#2f9e44",
+    "n/a": "#868e96",
+}
 
 
 def _html_row(row: Row) -> str:
-    found = html.escape(row.detail)
+    found = html.escape(row.found)
     if row.cause:
         found += f"<br><i>{html.escape(row.cause)}</i>"
-    cells = [html.escape(row.name)]
-    cells.append(f"<b style='color:{_COLOURS[row.verdict]}'>{row.verdict}</b>")
-    cells += [_number(row.absolute), _number(row.relative), html.escape(row.where), found]
-    return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
+    verdict = f"<b style='color:{_COLOURS[row.verdict]}'>{row.verdict}</b>"
+    values = (html.escape(row.name), verdict, _number(row.absolute), _number(row.relative))
+    style = "text-align:left;vertical-align:top"
+    cells = [f"<td style='{style};white-space:nowrap'>{value}</td>" for value in values]
+    return f"<tr>{''.join(cells)}<td style='{style}'>{found}</td></tr>"
 
 
 def _number(value: float | None) -> str:
