@@ -25,7 +25,7 @@ from pathlib import Path
 # faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from training import report
+from training import parallel, report
 from training.checkpoint import Checkpoints
 from training.cli import parse_args
 from training.clock import Stopwatch
@@ -43,7 +43,8 @@ from training.state import initial_state
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     try:
-        return run(sys.argv[1:] if args is None else args)
+        with parallel.process_group():
+            return run(sys.argv[1:] if args is None else args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -54,16 +55,21 @@ def run(args: Sequence[str]) -> int:
     clock = Stopwatch()
     try:
         config = parse_args(args)
-        saved = Checkpoints(config, config.resume).load() if config.resume else None
+        if parallel.may_restart() and not (config.run_dir or config.resume):
+            raise ValueError("--max-restarts needs a --run-dir, to go on in after a restart")
+        resumed = config.resume or (config.run_dir if parallel.was_restarted() else None)
+        saved = Checkpoints(config, resumed).load() if resumed else None
         layers = LAYERS[config.backend]
         data = load(config, pick_device(config))
         model = build_model(config, data, layers)
-        run_dir = config.resume or make_run_dir(config)
+        run_dir = resumed or parallel.by_first(lambda: make_run_dir(config))
         state = initial_state(config, data, model, run_dir / "weights.pt", clock)
         if saved:
             state.load_state_dict(saved)
-        config.save(run_dir / "config.yaml")
-        data.save(run_dir / "inputs.json")
+        if parallel.is_first():
+            config.save(run_dir / "config.yaml")
+            data.save(run_dir / "inputs.json")
+            (run_dir / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
     except (ValueError, OSError) as error:
         # A mistake in the settings or the data; the message says how to mend it.
         print(f"error: {error}", file=sys.stderr)
@@ -71,22 +77,22 @@ def run(args: Sequence[str]) -> int:
 
     print(report.heading(config, data, model), flush=True)
     step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
-    if config.resume:
+    if resumed:
         done = ": training is complete" if complete(config, state) else ""
         print(f"resuming {run_dir} after step {step} of {steps}{done}", flush=True)
     logger = make_logger(config, run_dir, steps, step)
     logger.log_settings(config.plain())
     checkpoints = Checkpoints(config, run_dir)
-    (run_dir / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
     try:
         signal = train(config, data, layers, state, logger, checkpoints)
-        if signal:
+        if signal and parallel.is_first():
             print(
                 f"stopped after step {state.progress.step} of {steps}; "
                 f"go on with: python train.py --resume {run_dir}",
                 file=sys.stderr,
             )
-            return 128 + signal  # as shells have it
+        if signal or not parallel.is_first():
+            return 128 + signal if signal else 0  # as shells have it
         model.load_state_dict(state.selection.weights)
         test = evaluate(model, layers.CrossEntropyLoss(), data, data.test, flip=config.test_flip)
         metrics = report.metrics(
@@ -150,12 +156,16 @@ def make_run_dir(config: Config) -> Path:
 def make_logger(config: Config, run_dir: Path, steps: int, step: int) -> Logger:
     """Return a logger to the console, to the run's curves and, if wanted, to TensorBoard.
 
+    All processes but the first get one that does nothing.
+
     Args:
         config: The settings.
         run_dir: Folder of the run.
         steps: Training steps of the whole run.
         step: Steps already taken; what a former process logged after them is dropped.
     """
+    if not parallel.is_first():
+        return Logger()
     purge_step = step + 1 if step else 0
     loggers = [ConsoleLogger(steps, step), CurveLogger(run_dir, purge_step)]
     if config.tensorboard:

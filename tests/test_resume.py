@@ -313,6 +313,12 @@ class TestEnds:
         assert_equal_runs("whole", "parts")
         assert yaml.safe_load(Path("parts/config.yaml").read_text())["epochs"] == 3
 
+    def test_a_resume_for_fewer_epochs_is_at_its_end(self):
+        args = [*SMALL, "--schedule", "constant", "--run-dir", "run"]
+        assert train.main(args) == 0
+        assert train.main(["--resume", "run", "--epochs", "1"]) == 0
+        assert len(result("run")["metrics"]["history"]) == 2
+
     def test_a_run_without_checkpoint_begins_again(self, monkeypatch, capsys):
         assert train.main([*SMALL, "--run-dir", "whole"]) == 0
         assert train.main([*SMALL, "--run-dir", "run"]) == 0

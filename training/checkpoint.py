@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from training import parallel
 from training.atomic import atomic_write, remove_unfinished
 from training.config import Config, flag
 
@@ -62,9 +63,14 @@ class Checkpoints:
     def save(self, state: Mapping[str, Any], step: int) -> None:
         """Write the checkpoint of ``step``; delete those before the last two, or after it.
 
+        Of several processes, the first does.
+
         Raises:
             OSError: It cannot be written.
         """
+        self._saved_at = time.monotonic()
+        if not parallel.is_first():
+            return
         self._folder.mkdir(exist_ok=True)
         remove_unfinished(self._folder)
         with atomic_write(self._folder / f"step-{step}.pt") as file:
@@ -74,7 +80,6 @@ class Checkpoints:
         for path in files:
             if path not in kept:
                 path.unlink()
-        self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """Return the state in the newest checkpoint that is whole, or None if there is none yet.

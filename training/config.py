@@ -88,7 +88,7 @@ class Config:
     """Passes over the training images."""
 
     batch_size: int = 128
-    """Images in a step."""
+    """Images in a step, in all processes together."""
 
     optimizer: OptimizerName = "adamw"
     """sgd has momentum m <- mu m + g; sgd-moving-average has m <- mu m + (1 - mu) g; muon
@@ -135,8 +135,12 @@ class Config:
     select: Literal["best", "last"] = "best"
     """Weights to test and keep: of the epoch with the best validation accuracy, or the last."""
 
+    sync_batch_norm: bool = False
+    """Several processes: batch norm over the whole batch, not over each process's share of it."""
+
     device: str = "auto"
-    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ... Under torchrun, cuda is one for
+    each process."""
 
     threads: int | None = None
     """CPU threads; by default PyTorch's choice. Small models are fastest with one."""

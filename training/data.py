@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training import parallel
 from training.augment import cutout, mixup, random_crop, random_flip
 from training.config import Config, flag
 from training.datasets import read
@@ -54,7 +55,8 @@ def load(config: Config, device: torch.device) -> Data:
         ValueError: The data set is absent, damaged, too small or unfit for the settings.
         OSError: Its files cannot be read.
     """
-    raw = read(config)
+    with parallel.first_goes_first():
+        raw = read(config)
     raw.check(config.dataset)
     for name in ("augment", "cutout", "test_flip"):
         if getattr(config, name) and raw.train_inputs.ndim != 4:
@@ -69,7 +71,13 @@ def load(config: Config, device: torch.device) -> Data:
             "for validation; none are left to train on"
         )
     kept = order[held_out:][: config.limit_train]
-    if config.batch_norm and min(config.batch_size, len(kept)) == 1:
+    processes = parallel.count()
+    if config.batch_size % processes or len(kept) < processes:
+        raise ValueError(
+            f"--batch-size {config.batch_size} of {len(kept)} training examples cannot be shared "
+            f"equally by {processes} processes"
+        )
+    if config.batch_norm and min(config.batch_size, len(kept)) // processes == 1:
         raise ValueError("--batch-norm needs at least 2 training examples in a batch")
 
     def split(inputs: Tensor, labels: Tensor, rows: Tensor | slice = slice(None)) -> Split:
@@ -99,6 +107,7 @@ class TrainingBatches:
     All batches have the same size: the few examples left over are skipped, different ones in
     every epoch, so that no step rests on one or two examples. Inputs are as raw as in
     ``data.train``, augmented; labels come with them: class indices or, under mixup, probabilities.
+    Of several processes each gets its share of the same batches.
     """
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -134,7 +143,8 @@ class TrainingBatches:
             inputs = cutout(inputs, config.cutout, self._generator)
         if config.mixup:
             classes = len(self._data.classes)
-            return mixup(inputs, labels, classes, config.mixup, self._generator)
+            inputs, labels = mixup(inputs, labels, classes, config.mixup, self._generator)
+        inputs, labels = parallel.share(inputs, labels)
         return inputs, labels
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils import clip_grad_norm_
 
-from training import pictures
+from training import parallel, pictures
 from training.checkpoint import Checkpoints
 from training.config import Config
 from training.data import Data, TrainingBatches, steps_per_epoch
@@ -52,8 +52,10 @@ def train(
         data.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
     )
 
+    network = parallel.distribute(model, layers, sync_batch_norm=config.sync_batch_norm)
+
     def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(data.normalise(inputs))
+        logits = network(data.normalise(inputs))
         return logits, criterion(logits, labels)
 
     if config.compile:
@@ -61,6 +63,7 @@ def train(
 
     if state.progress.step == 0:
         log_pictures(config, data, model, logger)
+        state.clock.lap()  # the first epoch begins here
     epoch_length = steps_per_epoch(config, data)
     model.train()
     with StopSignals() as stop:
@@ -79,12 +82,13 @@ def train(
                 state.metrics.flush(logger)
                 logger.log(penalty(config, model), step)
             if step % epoch_length == 0:
-                end_epoch(config, data, layers, state, logger, epoch_length * len(labels))
+                end_epoch(config, data, layers, state, logger)
                 model.train()
-            if stop.received or checkpoints.due:
+            signal, due = parallel.highest(stop.received, checkpoints.due)
+            if signal or due:
                 save(state, logger, checkpoints)
-            if stop.received:
-                return stop.received
+            if signal:
+                return signal
     save(state, logger, checkpoints)
     return 0
 
@@ -104,15 +108,17 @@ def complete(config: Config, state: TrainingState) -> bool:
     epochs = len(state.progress.history)
     if config.patience is not None and epochs - state.selection.best >= config.patience:
         return True
-    return epochs == config.epochs
+    return epochs >= config.epochs  # fewer, if a resume asks for fewer
 
 
 def end_epoch(
-    config: Config, data: Data, layers: ModuleType, state: TrainingState, logger: Logger, seen: int
+    config: Config, data: Data, layers: ModuleType, state: TrainingState, logger: Logger
 ) -> None:
-    """Validate, log the epoch, in which ``seen`` images were trained on, and select weights."""
+    """Validate, log the epoch and select weights."""
     loss, accuracy = state.metrics.epoch_means(logger)
-    seconds = state.clock.lap()
+    images = steps_per_epoch(config, data) * min(config.batch_size, len(data.train))
+    speed = images / state.clock.lap()
+    parallel.take_buffers_of_first(state.tested)
     validation = evaluate(
         state.tested, layers.CrossEntropyLoss(), data, data.validation, flip=config.test_flip
     )
@@ -124,7 +130,7 @@ def end_epoch(
         **penalty(config, state.model),
         "loss/validation": validation.loss,
         "accuracy/validation": validation.accuracy,
-        "speed/images_per_second": seen / seconds,
+        "speed/images_per_second": speed,
     }
     state.progress.history.append(metrics)
     step = state.progress.step

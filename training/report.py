@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from training import parallel
 from training.atomic import atomic_write
 from training.config import Config
 from training.data import Data
@@ -80,6 +81,7 @@ def metrics(
         "model": config.model,
         "backend": config.backend,
         "device": str(data.device),
+        "processes": parallel.count(),
         "torch": torch.__version__,
         "mean": data.mean.flatten().tolist(),
         "std": data.std.flatten().tolist(),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from training import parallel
 from training.atomic import atomic_write
 from training.evaluation import Evaluation
 
@@ -70,5 +71,7 @@ class Selection:
             self._write()
 
     def _write(self) -> None:
+        if not parallel.is_first():
+            return
         with atomic_write(self._path) as file:
             torch.save(self.weights, file)

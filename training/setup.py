@@ -7,6 +7,7 @@ from torch.nn import Module
 
 import manual_ops.nn
 import models
+from training import parallel
 from training.config import Config, flag
 from training.inputs import Inputs
 
@@ -27,6 +28,7 @@ def pick_device(config: Config) -> torch.device:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = parallel.local_device(name)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -43,6 +45,8 @@ def pick_device(config: Config) -> torch.device:
     # PyTorch rounds to tf32 in convolutions unless told otherwise, and in matrix products if asked.
     torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    if cuda:
+        torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same curve
     return device
 
@@ -57,6 +61,8 @@ def build_model(config: Config, inputs: Inputs, layers: ModuleType) -> Module:
     for name in MODEL_OPTIONS:
         if name not in known and getattr(config, name) != getattr(Config(), name):
             raise ValueError(f"{config.model} has no option {flag(name)}")
+    if config.sync_batch_norm and layers is torch.nn and inputs.device.type == "cpu":
+        raise ValueError("--sync-batch-norm of torch.nn needs a GPU. Use --backend manual")
     choices = {name: getattr(config, name) for name in MODEL_OPTIONS if name in known}
     torch.manual_seed(config.seed)
     model = models.build(config.model, layers, inputs.input_shape, len(inputs.classes), **choices)

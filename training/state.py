@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.speed_resnet import SpeedResNet
+from training import parallel
 from training.clock import Stopwatch
 from training.config import Config
 from training.data import Data, TrainingBatches, steps_per_epoch
@@ -42,23 +43,29 @@ class Progress:
 
 
 class GlobalGenerators:
-    """PyTorch's global random generators, from which dropout draws."""
+    """PyTorch's global random generators, from which dropout draws, in every process."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Give each process but the first, which keeps its generators, numbers of its own."""
         self._device = device
+        if not parallel.is_first():
+            torch.manual_seed(config.seed + (parallel.rank() << 32))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the CPU's generator and of the training device's."""
+        """Return the states of the CPU's generator and the training device's, by process."""
         state = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self._device)
-        return state
+        return {"processes": parallel.gather(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the generators to what ``state_dict`` returned."""
-        torch.set_rng_state(state["cpu"])
+        """Set the generators of this process; one that was not there keeps what it has."""
+        if parallel.rank() >= len(state["processes"]):
+            return
+        own = state["processes"][parallel.rank()]
+        torch.set_rng_state(own["cpu"])
         if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self._device)
+            torch.cuda.set_rng_state(own["cuda"], self._device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,5 +143,5 @@ def initial_state(
         selection=Selection(weights, last=config.select == "last"),
         progress=Progress(),
         clock=clock,
-        generators=GlobalGenerators(data.device),
+        generators=GlobalGenerators(config, data.device),
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from training import parallel
 from training.log import Logger
 
 LOG_EVERY = 20  # steps between two transfers of metrics from the device
@@ -53,14 +54,14 @@ class StepMetrics:
         self._pending.append((step, learning_rate, values))
 
     def flush(self, logger: Logger) -> None:
-        """Log the pending steps.
+        """Log the pending steps: means over the processes, which have to do this together.
 
         Raises:
             FloatingPointError: A loss or gradient is not finite: training has diverged.
         """
         if not self._pending:
             return
-        values = torch.stack([value for _, _, value in self._pending]).tolist()
+        values = parallel.mean(torch.stack([value for _, _, value in self._pending])).tolist()
         for (step, rate, _), (loss, accuracy, *norms) in zip(self._pending, values, strict=True):
             gradients = self._by_layer(norms)
             if not math.isfinite(loss + sum(norms)):

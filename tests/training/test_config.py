@@ -134,7 +134,7 @@ class TestCommandLine:
             "batch_size", "optimizer", "lr", "bias_lr", "schedule", "warmup", "clip_norm",
             "momentum", "nesterov", "amsgrad", "weight_decay", "label_smoothing", "ema",
             "patience", "select", "device", "threads", "seed", "compile", "precision", "run_dir",
-            "tensorboard", "report", "config", "resume", "checkpoint_every",
+            "tensorboard", "report", "config", "resume", "checkpoint_every", "sync_batch_norm",
         }  # fmt: skip
 
 
