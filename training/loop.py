@@ -108,7 +108,7 @@ def complete(config: Config, state: TrainingState) -> bool:
     epochs = len(state.progress.history)
     if config.patience is not None and epochs - state.selection.best >= config.patience:
         return True
-    return epochs >= config.epochs  # fewer, if a resume asks for fewer
+    return epochs >= config.epochs  # more, if a resume asks for fewer
 
 
 def end_epoch(
