@@ -12,220 +12,36 @@ Backward:  dL/db[i]    = sum_r g[r, i]
 Tangent:   m' = sum_i x'[r, i] / D,  s' = -s^2 sum_i h[r, i] x'[r, i] / D
            h' = s (x' - m') + (x - m) s',  y' = h' w + h w' + b'
 
-Derivation of dL/dx: dm/dx[i] = 1/D, ds/dx[i] = -s^3 (x[i] - m)/D = -s^2 h[i]/D, and so
-dh[j]/dx[i] = s (delta_ij - 1/D) - s h[j] h[i]/D; multiply by g[j] w[j] and sum over j.
-
-Second and higher orders: m and s are computed in forward and used in backward. They are therefore
-outputs of the Function, and what reaches them as cotangents is passed on:
-           dL/dx[r, i] += dL/dm / D - dL/ds s^2 h[r, i] / D
-torch's own layer_norm is silently wrong from the third order on.
+The derivation stands in _normalisation.py, of which this is the case of one group with D channels
+of one position. torch's own layer_norm is silently wrong from the third order on.
 Source: Ba, Kiros and Hinton, Layer Normalization (2016).
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
-from .._blocks import block_length
+from .._apply import bind
 from .._precision import full_precision, widen
-
-
-class _LayerNorm(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        input: Tensor,
-        normalized_shape: tuple[int, ...],
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = widen(input)
-        inner = _inner(normalized_shape)
-        variance, mean = torch.var_mean(x, inner, correction=0, keepdim=True)
-        rstd = torch.rsqrt(variance + eps)
-        output = (x - mean) * rstd
-        if weight is not None:
-            output = output * weight
-        if bias is not None:
-            output = output + bias
-        return output.to(input.dtype), mean, rstd
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, ctx.normalized_shape, weight, _bias, _eps = inputs
-        _output, mean, rstd = output
-        needs_input, _, needs_weight, *_ = ctx.needs_input_grad
-        centred = needs_input or needs_weight
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            input if centred else None,
-            weight if needs_input else None,
-            mean if centred else None,
-            rstd if centred else None,
-        )
-        ctx.save_for_forward(input, weight, mean, rstd)
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_mean: Tensor | None,
-        grad_rstd: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        input, weight, mean, rstd = ctx.saved_tensors
-        needs_input, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_input = grad_weight = grad_bias = None
-        g, x, m, s, through_mean, through_rstd = (
-            _as_rows(t, len(ctx.normalized_shape))
-            for t in (grad_output, input, mean, rstd, grad_mean, grad_rstd)
-        )
-        if g is not None and x is None:
-            grad_bias = widen(g).sum(0)
-        elif g is not None:
-            w = None if weight is None else weight.reshape(x.shape[1])
-            needs = (needs_input, needs_weight, needs_bias)
-            evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
-            grad_input, grad_weight, grad_bias = evaluate(g, x, m, s, w, needs)
-        if needs_input:
-            if through_rstd is not None:
-                term = -through_rstd * s**3 * (widen(x) - m) / x.shape[1]
-                grad_input = term if grad_input is None else grad_input + term
-            if through_mean is not None:
-                term = (through_mean / x.shape[1]).expand(x.shape)
-                grad_input = term if grad_input is None else grad_input + term
-            if grad_input is not None:
-                grad_input = grad_input.to(input.dtype).reshape(input.shape)
-        grad_weight, grad_bias = (
-            None if t is None else t.reshape(ctx.normalized_shape) for t in (grad_weight, grad_bias)
-        )
-        return grad_input, None, grad_weight, grad_bias, None
-
-    @staticmethod
-    def jvp(
-        ctx: Any,
-        input_tangent: Tensor | None,
-        _shape: None,
-        weight_tangent: Tensor | None,
-        bias_tangent: Tensor | None,
-        _eps: None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        input, weight, mean, rstd = ctx.saved_tensors
-        x = widen(input)
-        x_tangent = torch.zeros_like(x) if input_tangent is None else widen(input_tangent)
-        inner = _inner(ctx.normalized_shape)
-        centred = x - mean
-        mean_tangent = x_tangent.mean(inner, keepdim=True)
-        rstd_tangent = -(rstd**3) * (centred * x_tangent).mean(inner, keepdim=True)
-        tangent = (x_tangent - mean_tangent) * rstd + centred * rstd_tangent
-        if weight is not None:
-            tangent = tangent * weight
-        if weight_tangent is not None:
-            tangent = tangent + centred * rstd * weight_tangent
-        if bias_tangent is not None:
-            tangent = tangent + bias_tangent
-        return tangent.to(input.dtype), mean_tangent, rstd_tangent
-
-
-def _inner(normalized_shape: tuple[int, ...]) -> list[int]:
-    return [-1 - i for i in range(len(normalized_shape))]
-
-
-def _as_rows(x: Any, dims: int) -> Any:
-    """Return ``x`` as ``(R, D)`` where its last ``dims`` dims are the normalised ones, or None."""
-    if x is None:
-        return None
-    split = x.dim() - dims
-    return x.reshape(math.prod(x.shape[:split]), math.prod(x.shape[split:]))
-
-
-def _gradients(
-    g: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of ``x (R, D)``, weight and bias ``(D,)``, where needed."""
-    needs_input, needs_weight, needs_bias = needs
-    grad_input = grad_weight = grad_bias = None
-    g = widen(g)
-    if needs_bias:
-        grad_bias = g.sum(0)
-    normalised = (widen(x) - mean) * rstd
-    product = g * normalised
-    if needs_weight:
-        grad_weight = product.sum(0)
-    if needs_input:
-        if weight is not None:
-            g, product = g * weight, product * weight
-        centred = g - g.mean(1, keepdim=True)
-        slope = product.mean(1, keepdim=True)
-        grad_input = torch.addcmul(centred, normalised, slope, value=-1) * rstd
-    return grad_input, grad_weight, grad_bias
-
-
-def _gradients_by_blocks(
-    g: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The same in plain eager code: by blocks of rows (see ``blockwise``), and in place."""
-    needs_input, needs_weight, needs_bias = needs
-    grad_input = torch.empty_like(x) if needs_input else None
-    weight_sums, bias_sums = [], []
-    length = block_length(g)
-    for i in range(0, max(len(g), 1), length):
-        rows = slice(i, i + length)
-        g_rows = widen(g[rows])
-        normalised = (widen(x[rows]) - mean[rows]).mul_(rstd[rows])
-        product = g_rows * normalised
-        if needs_bias:
-            bias_sums.append(g_rows.sum(0))
-        if needs_weight:
-            weight_sums.append(product.sum(0))
-        if grad_input is not None:
-            part = g_rows.clone() if weight is None else g_rows * weight
-            if weight is not None:
-                product.mul_(weight)
-            part.sub_(part.mean(1, keepdim=True))
-            part.addcmul_(normalised, product.mean(1, keepdim=True), value=-1)
-            grad_input[rows] = part.mul_(rstd[rows])
-    return grad_input, _total(weight_sums), _total(bias_sums)
-
-
-def _total(parts: list[Tensor]) -> Tensor | None:
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return torch.stack(parts).sum(0)
+from ._normalisation import Groups, Normalisation, reshaped, statistics
 
 
 def _fused(
-    input: Tensor,
-    normalized_shape: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
+    input: Tensor, shape: Groups, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``_LayerNorm.forward`` by ATen's kernel, whose own derivatives are not used."""
+    """``Normalisation.forward`` by ATen's kernel, whose own derivatives are not used."""
     if input.device.type == "cpu":  # then it keeps the statistics in float32
         weight, bias = (None if t is None else widen(t) for t in (weight, bias))
-    output, mean, rstd = torch.native_layer_norm(input, normalized_shape, weight, bias, eps)
-    return output, widen(mean), widen(rstd)
+    rows = input.reshape(shape.samples, shape.channels)
+    weight, bias = (None if t is None else t.reshape(-1) for t in (weight, bias))
+    output, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], weight, bias, eps)
+    return reshaped(output, input.shape), *statistics(mean, rstd, shape)
 
 
 _layer_norm = bind(
-    _LayerNorm,
+    Normalisation,
     "input (*, normalized_shape) of floating dtype, weight and bias of shape normalized_shape",
     _fused,
 )
@@ -260,8 +76,10 @@ def layer_norm(
     shape = tuple(normalized_shape)
     _check(input, shape, weight, bias)
     input_, weight_, bias_ = full_precision(input, weight, bias, on_cpu=False)
+    leading = input.shape[: input.dim() - len(shape)]
+    rows = Groups(math.prod(leading), 1, math.prod(shape), 1)
     output: Tensor
-    output, _mean, _rstd = _layer_norm(input_, shape, weight_, bias_, eps)
+    output, _mean, _rstd = _layer_norm(input_, rows, weight_, bias_, eps)
     return output
 
 

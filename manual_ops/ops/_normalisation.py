@@ -1,0 +1,269 @@
+"""Normalisation of groups of values within a sample: what layer_norm and group_norm share.
+
+Index convention: ``n`` sample, ``G`` group, ``c`` channel of the group, ``p`` position; a group has
+M values, all positions of its channels. Layer normalisation is the case of one group and one
+position. m[n, G], v[n, G] mean and variance, s = 1 / sqrt(v + eps), h = (x - m) s the normalised
+input, w weight (1 if None), b bias (0 if None), g = dL/dy.
+
+Forward:   y[n, G, c, p] = h[n, G, c, p] w[G, c] + b[G, c]
+           m[n, G] = sum_{c, p} x[n, G, c, p] / M,  v[n, G] = sum_{c, p} (x - m)^2 / M
+Backward:  dL/db[G, c] = sum_n A[n, G, c],  A[n, G, c] = sum_p g[n, G, c, p]
+           dL/dw[G, c] = sum_n B[n, G, c],  B[n, G, c] = sum_p g[n, G, c, p] h[n, G, c, p]
+           dL/dx[n, G, c, p] = s (g w - sum_c w A / M - h sum_c w B / M)
+Tangent:   m' = sum x' / M,  s' = -s^2 sum h x' / M
+           h' = s (x' - m') + (x - m) s',  y' = h' w + h w' + b'
+
+Derivation of dL/dx, with i and j for the M values of a group: dm/dx[i] = 1/M, ds/dx[i] =
+-s^3 (x[i] - m)/M = -s^2 h[i]/M, and so dh[j]/dx[i] = s (delta_ij - 1/M) - s h[j] h[i]/M; multiply
+by g[j] w[j] and sum over j.
+
+Second and higher orders: m and s are computed in forward and used in backward. They are therefore
+outputs of the Function, and what reaches them as cotangents is passed on:
+           dL/dx += dL/dm / M - dL/ds s^2 h / M
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import may_overwrite
+from .._blocks import block_length
+from .._layout import is_channels_last, laid_out
+from .._precision import widen
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Groups(NamedTuple):
+    """A shape that the input can be given; mean and variance are taken over the last two dims."""
+
+    samples: int
+    groups: int
+    channels: int  # of a group
+    positions: int
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    input: bool
+    weight: bool
+    bias: bool
+
+
+class Normalisation(Function):
+    """Of an input in groups, with a weight and a bias for each channel; for two ops to bind."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor, shape: Groups, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = widen(input).reshape(shape)
+        variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
+        rstd = torch.rsqrt(variance + eps)
+        output = (x - mean) * rstd
+        if weight is not None:
+            output = output * _of_channels(weight, shape)
+        if bias is not None:
+            output = output + _of_channels(bias, shape)
+        return reshaped(output.to(input.dtype), input.shape), mean, rstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, ctx.shape, weight, bias, _eps = inputs
+        _output, mean, rstd = output
+        needs_input, _, needs_weight, *_ = ctx.needs_input_grad
+        centred = needs_input or needs_weight
+        ctx.channels_last = ctx.shape.positions > 1 and is_channels_last(input)
+        ctx.parameter_shape = next((t.shape for t in (weight, bias) if t is not None), None)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            input if centred else None,
+            weight if needs_input else None,
+            mean if centred else None,
+            rstd if centred else None,
+        )
+        ctx.save_for_forward(input, weight, mean, rstd)
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_mean: Tensor | None,
+        grad_rstd: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        input, weight, mean, rstd = ctx.saved_tensors
+        needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 2, 3)))
+        grad_input = grad_weight = grad_bias = None
+        x: Any = None if input is None else input.reshape(ctx.shape)
+        g: Any = None if grad_output is None else grad_output.reshape(ctx.shape)
+        w = None if weight is None else _of_channels(weight, ctx.shape)
+        if g is not None and x is None:
+            grad_bias = widen(g).sum((0, -1))
+        elif g is not None:
+            evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
+            grad_input, grad_weight, grad_bias = evaluate(g, x, mean, rstd, w, needs)
+        if needs.input:
+            grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
+            if grad_input is not None:
+                grad_input = grad_input.to(input.dtype).reshape(input.shape)
+                grad_input = laid_out(grad_input, ctx.channels_last)
+        grad_weight, grad_bias = (
+            None if t is None else t.reshape(ctx.parameter_shape) for t in (grad_weight, grad_bias)
+        )
+        return grad_input, None, grad_weight, grad_bias, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        input_tangent: Tensor | None,
+        _shape: None,
+        weight_tangent: Tensor | None,
+        bias_tangent: Tensor | None,
+        _eps: None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        input, weight, mean, rstd = ctx.saved_tensors
+        x = widen(input).reshape(ctx.shape)
+        x_tangent = torch.zeros_like(x)
+        if input_tangent is not None:
+            x_tangent = widen(input_tangent).reshape(ctx.shape)
+        centred = x - mean
+        mean_tangent = x_tangent.mean((-2, -1), keepdim=True)
+        rstd_tangent = -(rstd**3) * (centred * x_tangent).mean((-2, -1), keepdim=True)
+        tangent = (x_tangent - mean_tangent) * rstd + centred * rstd_tangent
+        if weight is not None:
+            tangent = tangent * _of_channels(weight, ctx.shape)
+        if weight_tangent is not None:
+            tangent = tangent + centred * rstd * _of_channels(weight_tangent, ctx.shape)
+        if bias_tangent is not None:
+            tangent = tangent + _of_channels(bias_tangent, ctx.shape)
+        return tangent.to(input.dtype).reshape(input.shape), mean_tangent, rstd_tangent
+
+
+def reshaped(output: Tensor, shape: torch.Size) -> Tensor:
+    """``output.reshape(shape)``, but no view: a Function's view cannot be changed in place."""
+    result: Tensor = torch.ops.aten._unsafe_view(output, shape)
+    return result
+
+
+def statistics(mean: Tensor, rstd: Tensor, shape: Groups) -> tuple[Tensor, Tensor]:
+    """Return a fused kernel's mean and rstd in the shape that :class:`Normalisation` gives them."""
+    of_groups = (shape.samples, shape.groups, 1, 1)
+    return widen(mean).reshape(of_groups), widen(rstd).reshape(of_groups)
+
+
+def _of_channels(parameter: Tensor, shape: Groups) -> Tensor:
+    """Let a parameter broadcast over samples and positions."""
+    return parameter.reshape(shape.groups, shape.channels, 1)
+
+
+def _through_statistics(
+    grad_input: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_mean: Tensor | None,
+    grad_rstd: Tensor | None,
+) -> Tensor | None:
+    """Add what reaches mean and rstd themselves."""
+    count = x.shape[-2] * x.shape[-1]
+    terms = [grad_input] if grad_input is not None else []
+    if grad_rstd is not None:
+        terms.append((widen(x) - mean) * (-grad_rstd * rstd**3 / count))
+    if grad_mean is not None:
+        terms.append((grad_mean / count).expand(x.shape))
+    return functools.reduce(torch.add, terms) if terms else None
+
+
+def _gradients(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    needs: Needs,
+) -> Gradients:
+    """Return the gradients of ``x (N, groups, channels, positions)`` and both parameters."""
+    g, centred = widen(g), widen(x) - mean
+    sums = g.sum(-1, keepdim=True)
+    products = (g * centred).sum(-1, keepdim=True) * rstd
+    grad_input = None
+    if needs.input:
+        # dL/dx = scale g + slope (x - m) + shift
+        scale = rstd if weight is None else rstd * weight
+        count = x.shape[-2] * x.shape[-1]
+        slope = -rstd * (products * scale).sum(-2, keepdim=True) / count
+        shift = -(sums * scale).sum(-2, keepdim=True) / count
+        grad_input = scale * g + slope * centred + shift
+    return (
+        grad_input,
+        products.sum(0) if needs.weight else None,
+        sums.sum(0) if needs.bias else None,
+    )
+
+
+def _gradients_by_blocks(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    needs: Needs,
+) -> Gradients:
+    """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
+    of_block = _by_values if x.shape[-1] == 1 else _by_channels
+    grad_input = torch.empty_like(x)
+    length = block_length(x)
+    parts = []
+    for i in range(0, max(len(x), 1), length):
+        block = slice(i, i + length)
+        out = grad_input[block]
+        wide = out if widen(out) is out else None
+        part, *of_parameters = of_block(
+            widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, wide
+        )
+        if wide is None:
+            out.copy_(part)
+        parts.append(of_parameters)
+    grad_weight, grad_bias = (
+        some[0] if len(some) == 1 else torch.stack(some).sum(0) for some in zip(*parts, strict=True)
+    )
+    return (
+        grad_input if needs.input else None,
+        grad_weight if needs.weight else None,
+        grad_bias if needs.bias else None,
+    )
+
+
+def _by_values(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One position: each value of a group has a weight of its own."""
+    normalised = torch.sub(x, mean, out=out).mul_(rstd)
+    product = g * normalised
+    grad_weight, grad_bias = product.sum(0), g.sum(0)
+    slope = (product if weight is None else product.mul_(weight)).sum(-2, keepdim=True)
+    weighted = g if weight is None else torch.mul(g, weight, out=product)
+    each = rstd / -x.shape[-2]
+    # Not addcmul(shift, normalised, slope): with two of three broadcast it takes 7 times as long.
+    normalised.mul_(slope.mul_(each)).add_(weighted.sum(-2, keepdim=True).mul_(each))
+    return normalised.addcmul_(weighted, rstd), grad_weight, grad_bias
+
+
+def _by_channels(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over positions first: they serve all three gradients, and are small."""
+    centred = torch.sub(x, mean, out=out)
+    sums = g.sum(-1, keepdim=True)
+    products = torch.linalg.vecdot(g, centred).unsqueeze(-1).mul_(rstd)
+    scale = rstd if weight is None else rstd * weight
+    each = scale / -(x.shape[-2] * x.shape[-1])
+    centred.mul_((products * each).sum(-2, keepdim=True).mul_(rstd))
+    centred.add_((sums * each).sum(-2, keepdim=True))
+    return centred.addcmul_(g, scale), products.sum(0), sums.sum(0)

@@ -1,0 +1,54 @@
+"""What layer_norm and group_norm share, beyond the contract tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+from manual_ops import functional as F
+
+CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "layer_norm": lambda f, x: f.layer_norm(x, (6, 8)),
+    "group_norm": lambda f, x: f.group_norm(x, 2),
+    "group_norm one position": lambda f, x: f.group_norm(x.flatten(1)[:, :12], 3),
+    "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
+}
+
+
+def gradients(f: Any, call: Callable[[Any, Tensor], Tensor], x: Tensor, g: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    output = call(f, x)
+    g = g.flatten(1)[:, : output[0].numel()].reshape(output.shape)
+    return torch.autograd.grad(output, x, g)[0]
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_gradients_are_as_accurate_far_from_0(
+    call: Callable[[Any, Tensor], Tensor], mean: float
+) -> None:
+    """Sums of centred values: what is subtracted again does not cost the last digits."""
+    torch.manual_seed(0)
+    x, g = torch.randn(5, 4, 6, 8) + mean, torch.randn(5, 4, 6, 8)
+    truth = gradients(torch_functional, call, x.double(), g.double())
+    ours, theirs = (
+        (gradients(f, call, x, g).double() - truth).abs().max() for f in (F, torch_functional)
+    )
+    assert ours <= 2 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "group_norm"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_output_may_be_changed_in_place(op: str, compiled: bool) -> None:
+    def loss(f: Any, x: Tensor) -> Tensor:
+        return (CALLS[op](f, x).relu_() ** 2).sum()
+
+    ours = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+    x = torch.randn(5, 4, 6, 8, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(call(f, x), x)[0] for call, f in ((ours, F), (loss, torch_functional))
+    )
+    torch.testing.assert_close(found, expected)
