@@ -52,3 +52,12 @@ def test_output_may_be_changed_in_place(op: str, compiled: bool) -> None:
         torch.autograd.grad(call(f, x), x)[0] for call, f in ((ours, F), (loss, torch_functional))
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_backward_under_autocast_keeps_float32(call: Callable[[Any, Tensor], Tensor]) -> None:
+    x, g = torch.randn(5, 4, 6, 8), torch.randn(5, 4, 6, 8)
+    expected = gradients(torch_functional, call, x, g)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(F, call, x, g)
+    torch.testing.assert_close(found, expected)

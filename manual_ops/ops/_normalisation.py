@@ -224,9 +224,10 @@ def _gradients_by_blocks(
         block = slice(i, i + length)
         out = grad_input[block]
         wide = out if widen(out) is out else None
-        part, *of_parameters = of_block(
-            widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, wide
-        )
+        with torch.autocast(x.device.type, enabled=False):  # vecdot would follow a caller's
+            part, *of_parameters = of_block(
+                widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, wide
+            )
         if wide is None:
             out.copy_(part)
         parts.append(of_parameters)

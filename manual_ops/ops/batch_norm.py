@@ -229,7 +229,8 @@ def _combined(
         return torch.addcmul(shift, centred, slope)
     scale = _per_channel(scale, centred)
     if may_overwrite(g):
-        return torch.addcmul(shift, centred, slope, out=centred).addcmul_(g, scale)
+        # Not addcmul(shift, centred, slope): with two of three broadcast it takes 7 times as long.
+        return centred.mul_(slope).add_(shift).addcmul_(g, scale)
     return torch.addcmul(torch.addcmul(shift, centred, slope), g, scale)
 
 
