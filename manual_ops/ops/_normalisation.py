@@ -32,7 +32,7 @@ from torch.autograd import Function
 from .._apply import may_overwrite
 from .._blocks import block_length
 from .._layout import is_channels_last, laid_out
-from .._precision import widen
+from .._precision import widen, without_autocast
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -224,7 +224,7 @@ def _gradients_by_blocks(
         block = slice(i, i + length)
         out = grad_input[block]
         wide = out if widen(out) is out else None
-        with torch.autocast(x.device.type, enabled=False):  # vecdot would follow a caller's
+        with without_autocast(x.device.type):  # vecdot would follow it
             part, *of_parameters = of_block(
                 widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, wide
             )
