@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from manual_ops.check.differences import Function, check_gradients, check_tangents
+from manual_ops.check.diagnosis import Wrong
+from manual_ops.check.differences import Function, check_gradients, check_tangents, real
 from manual_ops.check.exam import Check, Exam, random_like
 from manual_ops.check.report import Row
 
@@ -85,10 +86,19 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
         for t, g in zip(leaves, found, strict=True)
     ]
     findings = check_gradients(op, leaves, cotangents, filled)
+    returned = dict(zip(op.tensor_names, filled, strict=True))
     for name, given, finding in zip(op.tensor_names, found, findings, strict=True):
         cause = ""
         if given is None:
             cause = "backward returns None for this input although the output depends on it."
+        elif not finding.ok and finding.quotients is not None:
+            expected = finding.quotients.to(real(given).dtype)
+            cause = Wrong(
+                given.detach(),
+                torch.view_as_complex(expected) if given.is_complex() else expected,
+                sizes={size for tensor in op.tensors for size in tensor.shape},
+                others={other: g for other, g in returned.items() if other != name},
+            ).diagnosis
         yield check.judged(name, finding, cause)
 
 

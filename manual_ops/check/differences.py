@@ -16,7 +16,7 @@ left is a wrong derivative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -47,6 +47,8 @@ class Finding:
         analytic: The derivative under test.
         numerical: The central difference quotient.
         kinks: What was found at places where the function is not differentiable.
+        quotients: All central quotients, in the shape of the tensor, real and imaginary parts
+            side by side; None of a tensor too large to go through.
     """
 
     ok: bool
@@ -56,6 +58,7 @@ class Finding:
     analytic: float
     numerical: float
     kinks: tuple[str, ...] = ()
+    quotients: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 _NOTHING = Finding(True, 0.0, 0.0, "", 0.0, 0.0)
@@ -213,7 +216,8 @@ class _Input:
         if len(analytic) <= ELEMENTWISE:
             numerical = self.central()
             suspects = _disagreeing(analytic, numerical, self.eps)
-            return _judge(analytic, numerical, self.quotients, suspects, self.eps, shape)
+            finding = _judge(analytic, numerical, self.quotients, suspects, self.eps, shape)
+            return replace(finding, quotients=numerical.view(shape))
 
         found = list(islice(self.suspects(analytic), SUSPECTS))
         if found:  # the others agree

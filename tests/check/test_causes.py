@@ -123,5 +123,5 @@ def test_two_mistakes_are_told_apart() -> None:
         ("gradient", "weight"),
         ("gradients returned", "bias of TransposedAndUnsummed"),
     ]
-    assert "formula in backward is wrong" in report.failures[0].cause
+    assert "2 times the right one" in report.failures[0].cause
     assert "sum_to_size" in report.failures[1].cause
