@@ -116,7 +116,7 @@ def resized(op: Subject, change: Callable[[Tensor], Tensor]) -> tuple[Subject, t
         change: Makes the first dimension of a tensor longer or shorter.
 
     Raises:
-        NotApplicableError: There is no such dimension.
+        NotApplicableError: There is no such dimension, or the op refuses that size.
     """
     candidates = [
         i
@@ -128,13 +128,20 @@ def resized(op: Subject, change: Callable[[Tensor], Tensor]) -> tuple[Subject, t
     size = len(op.leaves[candidates[0]])
     fitting = tuple(i for i in candidates if len(op.leaves[i]) == size)
     for chosen in dict.fromkeys((fitting[:1], fitting, fitting[:2])):
-        leaves = tuple(change(x) if i in chosen else x for i, x in enumerate(op.leaves))
-        other = replace(op, leaves=leaves)
-        error = refusal(other)
-        if error is None:
-            return other, chosen
-    name = op.names[candidates[0]]
-    raise NotApplicableError(f"the first dimension of {name} is no batch: {error}")
+        if refusal(_changed(op, chosen, lambda tensor: torch.cat([tensor, tensor]))):
+            continue
+        other = _changed(op, chosen, change)
+        refused = refusal(other)
+        if refused:
+            lines = str(refused).splitlines() or [""]
+            raise NotApplicableError(f"{type(refused).__name__}: {lines[0]}")
+        return other, chosen
+    raise NotApplicableError(f"the first dimension of {op.names[candidates[0]]} is no batch")
+
+
+def _changed(op: Subject, indices: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Subject:
+    changed = (change(x) if i in indices else x for i, x in enumerate(op.leaves))
+    return replace(op, leaves=tuple(changed))
 
 
 def outputs_of(op: Subject, *leaves: Any) -> Tensors:

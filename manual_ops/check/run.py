@@ -11,7 +11,16 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from manual_ops.check import compilation, conduct, derivatives, memory, transforms
+from manual_ops.check import (
+    compilation,
+    conditions,
+    conduct,
+    derivatives,
+    layouts,
+    memory,
+    precision,
+    transforms,
+)
 from manual_ops.check.causes import trace_back
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.graph import function_nodes
@@ -58,6 +67,15 @@ CHECKS: dict[str, Check] = _table(
         "backward twice": memory.backward_twice,
         "in-place change of output": memory.changed_output,
         "freed without garbage collection": memory.freed,
+        "layouts": layouts.of_inputs,
+        "grad_output layouts": layouts.of_grad_output,
+        "channels_last": layouts.memory_formats,
+        "empty batch": conditions.empty_batch,
+        "autocast": conditions.autocast,
+        "meta device": conditions.meta_device,
+        "precision": precision.precision,
+        "values against reference": precision.values_against_reference,
+        "gradients against reference": precision.gradients_against_reference,
         "compile": compilation.compiled,
         "compile, other batch size": compilation.other_batch_size,
         "compiled transforms": compilation.compiled_transforms,

@@ -89,7 +89,7 @@ def close(
     The error allowed is three quarters of the digits of the largest element, and some rounding of
     the largest of all tensors together, for those that are zero but for rounding.
     """
-    sizes = [_largest(tensor) for tensor in expected.values()]
+    sizes = [largest(tensor) for tensor in expected.values()]
     rows = []
     for name, tensor in found.items():
         eps = machine_epsilon([tensor])
@@ -118,26 +118,65 @@ def one(check: Check, rows: Iterable[Row], subject: str = "") -> Row:
     return replace(worst, subject=subject, where=f"{worst.subject} {worst.where}".strip())
 
 
-def unlike(found: Named, expected: Named, of: str, *, strides: bool = True) -> str:
+def within(
+    check: Check, found: Named, truth: Named, allowed: Mapping[str, float], subject: str = ""
+) -> Row:
+    """One row on tensors that may be off from the truth by so much; where that overflows, by more.
+
+    Args:
+        check: The check.
+        found: Tensors under check.
+        truth: The same in float64.
+        allowed: Largest error of each.
+        subject: What the row is about.
+    """
+    rows = []
+    for name, tensor in found.items():
+        exact = truth[name].to(torch.promote_types(truth[name].dtype, torch.float64))
+        rounded = exact.to(tensor.dtype)
+        exact = torch.where(rounded.isfinite(), exact, rounded.to(exact.dtype))
+        rows.append(check.equal(name, tensor, exact, ulps=0.0, least=allowed[name]))
+    row = one(check, rows, subject)
+    if row.failed and row.absolute is not None:
+        name = next(r.subject for r in rows if r.failed)
+        row = replace(row, detail=f"{row.detail}; allowed is an error of {allowed[name]:.1e}")
+    return row
+
+
+def unlike(
+    found: Named, expected: Named, of: str, *, like: Named | None = None, device: bool = True
+) -> str:
     """The first difference in dtype, device, shape or strides; empty if there is none.
 
     Args:
         found: Tensors under check.
         expected: What they must be like.
         of: Whose ``expected`` are.
-        strides: Whether strides count.
+        like: What may be laid out otherwise: a gradient like the input given here, or in any way
+            where ``expected`` is neither that nor contiguous, which is a kernel's own business.
+        device: Whether the device counts.
     """
     if found.keys() != expected.keys():
-        return f"returns {', '.join(found)}, {of} {', '.join(expected)}"
+        return f"returns {', '.join(found)}; {of} are {', '.join(expected)}"
     for name, tensor in found.items():
         other = expected[name]
-        for attribute in ("dtype", "device", "shape"):
+        for attribute in ("dtype", "shape", *(["device"] if device else [])):
             a, b = getattr(tensor, attribute), getattr(other, attribute)
             if a != b:
                 return f"{name}: {attribute} {_plain(a)}, {of} {_plain(b)}"
-        if strides and effective_strides(tensor) != effective_strides(other):
+        if not _laid_out_as(tensor, other, like.get(name) if like else None):
             return f"{name}: strides {tensor.stride()}, {of} {other.stride()}"
     return ""
+
+
+def _laid_out_as(tensor: Tensor, other: Tensor, like: Tensor | None) -> bool:
+    strides, expected = effective_strides(tensor), effective_strides(other)
+    if strides == expected:
+        return True
+    if like is None:
+        return False
+    bound = (effective_strides(like), effective_strides(other.contiguous()))
+    return strides == bound[0] or expected not in bound
 
 
 def effective_strides(tensor: Tensor) -> list[int]:
@@ -146,7 +185,8 @@ def effective_strides(tensor: Tensor) -> list[int]:
     return [stride for size, stride in pairs if size > 1 and tensor.numel()]
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """The largest absolute value among the finite elements, 0 if there is none."""
     finite = tensor[tensor.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
