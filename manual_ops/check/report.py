@@ -98,6 +98,7 @@ class Report:
         Raises:
             CheckError: With the table as its message.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         if not self.ok:
             raise CheckError(f"\n{self}")
 
