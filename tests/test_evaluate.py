@@ -100,6 +100,13 @@ class TestRestore:
         with pytest.raises(ValueError, match="none is not a folder"):
             restore(tmp_path / "none")
 
+    def test_a_run_in_tf32_can_be_restored_where_there_is_none(self, run_dir):
+        path = run_dir / "config.yaml"
+        path.write_text(path.read_text().replace("precision: float32", "precision: tf32"))
+        trained = restore(run_dir, "cpu")
+        assert trained.config.precision == "tf32"
+        assert trained.inputs.device.type == "cpu"
+
     def test_no_such_device(self, finished):
         with pytest.raises(ValueError, match="--device abacus is not available"):
             restore(finished, "abacus")

@@ -1,5 +1,6 @@
 """A trained model from the folder of its run."""
 
+import dataclasses
 import json
 import pickle
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def restore(run_dir: Path, device: str = "auto") -> Trained:
     if not (run_dir / "weights.pt").exists():
         raise ValueError(f"{run_dir} has no weights.pt: the run did not get through an epoch")
     config = _read_config(run_dir / "config.yaml", device)
-    inputs = load_inputs(run_dir / "inputs.json", pick_device(config))
+    inputs = load_inputs(run_dir / "inputs.json", _pick_device(config))
     model = build_model(config, inputs, LAYERS[config.backend])
     _load_weights(model, run_dir / "weights.pt", inputs.device)
     return Trained(config, inputs, model.eval(), _read_metrics(run_dir / "metrics.json"))
@@ -62,6 +63,14 @@ def _read_config(path: Path, device: str) -> Config:
         return parse_args(["--config", str(path), "--device", device])
     except SystemExit as error:  # the parser has said which setting
         raise ValueError(f"{path} holds settings that do not exist here") from error
+
+
+def _pick_device(config: Config) -> torch.device:
+    """Return the device of ``config``, which may lack what the run was trained with."""
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.precision == "tf32" and not cuda:
+        config = dataclasses.replace(config, precision="float32")
+    return pick_device(config)
 
 
 def _load_weights(model: Module, path: Path, device: torch.device) -> None:
