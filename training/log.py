@@ -1,10 +1,12 @@
 """Where a run's metrics go while it trains: nowhere, the console, TensorBoard, or several."""
 
+import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,7 +27,7 @@ class Logger:
         """Take scalar ``metrics`` by name after training step ``step``."""
 
     def log_image(self, name: str, image: Tensor, step: int) -> None:
-        """Take an RGB ``image``, ``(3, height, width)`` uint8."""
+        """Take an ``image``, RGB or grey: ``(3 or 1, height, width)`` uint8."""
 
     def log_precision_recall(self, name: str, hits: Tensor, scores: Tensor, step: int) -> None:
         """Take ``scores`` from 0 to 1 and which of them are ``hits``, bool; both ``(N,)``."""
@@ -144,7 +146,18 @@ class TensorBoardLogger(Logger):
 
     @override
     def log_image(self, name: str, image: Tensor, step: int) -> None:
-        self._writer.add_image(name, image, step)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        file = io.BytesIO()
+        # add_image() would make grey images RGB, and every byte costs.
+        pixels = image.squeeze(0) if image.shape[0] == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(file, format="png")
+        channels, height, width = image.shape
+        picture = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=picture)])
+        self._writer.file_writer.add_summary(summary, step)
 
     @override
     def log_precision_recall(self, name: str, hits: Tensor, scores: Tensor, step: int) -> None:

@@ -18,6 +18,8 @@ from training.signals import StopSignals
 from training.state import TrainingState
 from training.step_metrics import LOG_EVERY
 
+PICTURES = 10  # of the kernels in a run: TensorBoard shows no more
+
 
 def train(
     config: Config,
@@ -135,7 +137,7 @@ def end_epoch(
     state.progress.history.append(metrics)
     step = state.progress.step
     logger.log(metrics, step)
-    if data.has_images:
+    if data.has_images and epoch % -(-config.epochs // PICTURES) == 0:
         logger.log_image("pictures/kernels", pictures.kernels(state.model, data), step)
     state.selection.offer(epoch, state.tested, validation)
     state.clock.lap()  # the next epoch begins here

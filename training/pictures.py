@@ -17,7 +17,7 @@ def samples(inputs: Tensor) -> Tensor:
         inputs: ``(N, C, H, W)`` uint8.
 
     Returns:
-        ``(3, height, width)`` uint8.
+        ``(3 or 1, height, width)`` uint8.
     """
     return grid(inputs[:32] / 255, columns=8)
 
@@ -30,7 +30,7 @@ def kernels(model: Module, inputs: Inputs) -> Tensor:
         inputs: What it is fed.
 
     Returns:
-        ``(3, height, width)`` uint8.
+        ``(3 or 1, height, width)`` uint8.
     """
     return grid(kernel_images(model, inputs), columns=8)
 
@@ -68,15 +68,15 @@ def grid(images: Tensor, columns: int) -> Tensor:
         columns: Images in a row.
 
     Returns:
-        ``(3, height, width)`` uint8 on the CPU.
+        ``(3 or 1, height, width)`` uint8 on the CPU.
     """
     if images.shape[1] != 3:
-        images = images[:, :1].expand(-1, 3, -1, -1)
+        images = images[:, :1]
     images = interpolate(images.cpu(), scale_factor=float(-(-48 // images.shape[-1])))
     images = pad(images, (2, 2, 2, 2), value=1.0)
     columns = min(columns, len(images))
     missing = -len(images) % columns
     images = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
-    rows = images.unflatten(0, (-1, columns))  # (rows, columns, 3, H, W)
+    rows = images.unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
     picture: Tensor = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
     return (picture * 255).round().to(torch.uint8)
