@@ -76,6 +76,15 @@ _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
         "validation": 0.02,
         "select": "last",
     },
+    ("mnist", "speed-resnet"): {
+        "width": 0.25,
+        "epochs": 6,
+        "label_smoothing": 0.1,
+        "validation": 0.02,
+    },
+    ("fashion-mnist", "speed-resnet"): {"width": 0.5, "epochs": 12, "test_flip": True},
+    ("cifar10", "speed-resnet"): {"test_flip": True},
+    ("cifar100", "speed-resnet"): {"test_flip": True},
     ("cifar10", "mlp"): {
         "hidden": (1000, 500, 200, 100, 100),
         "activation": "leaky_relu",

@@ -80,7 +80,11 @@ class TestRecipes:
         assert (preset.activation, preset.negative_slope) == ("leaky_relu", 0.002)
 
     def test_digits_are_never_mirrored(self):
-        assert not any(recipe(name).flip for name in ("digits", "mnist"))
+        for name in ("digits", "mnist"):
+            for model in get_args(ModelName):
+                settings = recipe(name, model)
+                assert not settings.flip
+                assert not settings.test_flip
 
 
 class TestCommandLine:
