@@ -106,7 +106,8 @@ class Normalisation(Function):
         if g is not None and x is None:
             grad_bias = widen(g).sum((0, -1))
         elif g is not None:
-            evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
+            by_blocks = needs.input and may_overwrite(g)
+            evaluate = _gradients_by_blocks if by_blocks else _gradients
             grad_input, grad_weight, grad_bias = evaluate(g, x, mean, rstd, w, needs)
         if needs.input:
             grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
@@ -215,7 +216,7 @@ def _gradients_by_blocks(
     weight: Tensor | None,
     needs: Needs,
 ) -> Gradients:
-    """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
+    """The same, input's gradient and all, by blocks of samples (see ``blockwise``), in place."""
     of_block = _by_values if x.shape[-1] == 1 else _by_channels
     grad_input = torch.empty_like(x)
     length = block_length(x)
@@ -226,28 +227,32 @@ def _gradients_by_blocks(
         wide = out if widen(out) is out else None
         with without_autocast(x.device.type):  # vecdot would follow it
             part, *of_parameters = of_block(
-                widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, wide
+                widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, needs, wide
             )
         if wide is None:
             out.copy_(part)
         parts.append(of_parameters)
     grad_weight, grad_bias = (
-        some[0] if len(some) == 1 else torch.stack(some).sum(0) for some in zip(*parts, strict=True)
+        some[0] if len(some) == 1 or some[0] is None else torch.stack(some).sum(0)
+        for some in zip(*parts, strict=True)
     )
-    return (
-        grad_input if needs.input else None,
-        grad_weight if needs.weight else None,
-        grad_bias if needs.bias else None,
-    )
+    return grad_input, grad_weight, grad_bias
 
 
 def _by_values(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    needs: Needs,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One position: each value of a group has a weight of its own."""
     normalised = torch.sub(x, mean, out=out).mul_(rstd)
     product = g * normalised
-    grad_weight, grad_bias = product.sum(0), g.sum(0)
+    grad_weight = product.sum(0) if needs.weight else None
+    grad_bias = g.sum(0) if needs.bias else None
     slope = (product if weight is None else product.mul_(weight)).sum(-2, keepdim=True)
     weighted = g if weight is None else torch.mul(g, weight, out=product)
     each = rstd / -x.shape[-2]
@@ -257,8 +262,14 @@ def _by_values(
 
 
 def _by_channels(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    needs: Needs,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Sums over positions first: they serve all three gradients, and are small."""
     centred = torch.sub(x, mean, out=out)
     sums = g.sum(-1, keepdim=True)
@@ -267,4 +278,8 @@ def _by_channels(
     each = scale / -(x.shape[-2] * x.shape[-1])
     centred.mul_((products * each).sum(-2, keepdim=True).mul_(rstd))
     centred.add_((sums * each).sum(-2, keepdim=True))
-    return centred.addcmul_(g, scale), products.sum(0), sums.sum(0)
+    return (
+        centred.addcmul_(g, scale),
+        products.sum(0) if needs.weight else None,
+        sums.sum(0) if needs.bias else None,
+    )
