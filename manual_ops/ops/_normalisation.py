@@ -106,8 +106,7 @@ class Normalisation(Function):
         if g is not None and x is None:
             grad_bias = widen(g).sum((0, -1))
         elif g is not None:
-            by_blocks = needs.input and may_overwrite(g)
-            evaluate = _gradients_by_blocks if by_blocks else _gradients
+            evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
             grad_input, grad_weight, grad_bias = evaluate(g, x, mean, rstd, w, needs)
         if needs.input:
             grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
@@ -216,20 +215,20 @@ def _gradients_by_blocks(
     weight: Tensor | None,
     needs: Needs,
 ) -> Gradients:
-    """The same, input's gradient and all, by blocks of samples (see ``blockwise``), in place."""
+    """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
     of_block = _by_values if x.shape[-1] == 1 else _by_channels
-    grad_input = torch.empty_like(x)
+    grad_input = torch.empty_like(x) if needs.input else None
     length = block_length(x)
     parts = []
     for i in range(0, max(len(x), 1), length):
         block = slice(i, i + length)
-        out = grad_input[block]
-        wide = out if widen(out) is out else None
+        out = None if grad_input is None else grad_input[block]
+        wide = out if out is not None and widen(out) is out else None
         with without_autocast(x.device.type):  # vecdot would follow it
             part, *of_parameters = of_block(
                 widen(g[block]), widen(x[block]), mean[block], rstd[block], weight, needs, wide
             )
-        if wide is None:
+        if wide is None and out is not None and part is not None:
             out.copy_(part)
         parts.append(of_parameters)
     grad_weight, grad_bias = (
@@ -247,12 +246,14 @@ def _by_values(
     weight: Tensor | None,
     needs: Needs,
     out: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Gradients:
     """One position: each value of a group has a weight of its own."""
     normalised = torch.sub(x, mean, out=out).mul_(rstd)
     product = g * normalised
     grad_weight = product.sum(0) if needs.weight else None
     grad_bias = g.sum(0) if needs.bias else None
+    if not needs.input:
+        return None, grad_weight, grad_bias
     slope = (product if weight is None else product.mul_(weight)).sum(-2, keepdim=True)
     weighted = g if weight is None else torch.mul(g, weight, out=product)
     each = rstd / -x.shape[-2]
@@ -269,17 +270,19 @@ def _by_channels(
     weight: Tensor | None,
     needs: Needs,
     out: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Sums over positions first: they serve all three gradients, and are small."""
     centred = torch.sub(x, mean, out=out)
-    sums = g.sum(-1, keepdim=True)
     products = torch.linalg.vecdot(g, centred).unsqueeze(-1).mul_(rstd)
+    grad_weight = products.sum(0) if needs.weight else None
+    if not (needs.input or needs.bias):
+        return None, grad_weight, None
+    sums = g.sum(-1, keepdim=True)
+    grad_bias = sums.sum(0) if needs.bias else None
+    if not needs.input:
+        return None, grad_weight, grad_bias
     scale = rstd if weight is None else rstd * weight
     each = scale / -(x.shape[-2] * x.shape[-1])
     centred.mul_((products * each).sum(-2, keepdim=True).mul_(rstd))
     centred.add_((sums * each).sum(-2, keepdim=True))
-    return (
-        centred.addcmul_(g, scale),
-        products.sum(0) if needs.weight else None,
-        sums.sum(0) if needs.bias else None,
-    )
+    return centred.addcmul_(g, scale), grad_weight, grad_bias
