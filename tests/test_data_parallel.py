@@ -23,7 +23,7 @@ from training.setup import LAYERS, build_model
 ARGS = (
     "--model", "fashion-cnn", "--batch-norm", "--sync-batch-norm", "--dropout", "0", "--augment",
     "--optimizer", "sgd", "--lr", "0.005", "--batch-size", "64", "--epochs", "3", "--no-report",
-    "--threads", "1",
+    "--cutout", "2", "--mixup", "0.2", "--ema", "0.9", "--clip-norm", "2", "--threads", "1",
 )  # fmt: skip
 
 
