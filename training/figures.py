@@ -150,7 +150,7 @@ def confusion_matrix(results: Results) -> Figure:
         axes.set_yticks(range(len(classes)), names)
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if share[i, j] > 0.5 else FOREGROUND
+                colour = "white" if share[i, j] > 0.85 else FOREGROUND
                 axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
     return figure
 
