@@ -1,6 +1,6 @@
 """Ops without a mistake, in the styles in which people write them, and inputs for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +22,28 @@ def linear_backward(
     x: Formula = lambda g, x, weight: g @ weight,
     weight: Formula = lambda g, x, weight: g.mT @ x,
     bias: Formula = lambda g, x, weight: g.sum(0),
+    saved: Callable[[Any], Sequence[Tensor]] = lambda ctx: ctx.saved_tensors,
+    needed: Callable[[Any], Sequence[bool]] = lambda ctx: ctx.needs_input_grad,
 ) -> Any:
-    """Backward of ``Linear``, from a formula of ``(grad_output, x, weight)`` for each input."""
+    """Backward of ``Linear``.
+
+    Args:
+        x: Formula of ``(grad_output, x, weight)`` for the gradient of x.
+        weight: The same for weight.
+        bias: The same for bias.
+        saved: x and weight, from ctx.
+        needed: Which gradients are computed.
+    """
 
     def backward(ctx, grad_output):
-        saved = ctx.saved_tensors
-        pairs = zip((x, weight, bias), ctx.needs_input_grad, strict=True)
-        return tuple(formula(grad_output, *saved) if needed else None for formula, needed in pairs)
+        operands = saved(ctx)
+        dtype = operands[1].dtype
+        operands = [operand.to(grad_output.dtype) for operand in operands]  # autocast's, say
+        gradients = [
+            formula(grad_output, *operands) if wanted else None
+            for formula, wanted in zip((x, weight, bias), needed(ctx), strict=True)
+        ]
+        return tuple(None if g is None else g.to(dtype) for g in gradients)
 
     return staticmethod(backward)
 

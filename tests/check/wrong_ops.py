@@ -42,7 +42,7 @@ class TransposedWeightGradient(Linear):
 class FirstOfTheBatch(Linear):
     """The bias gets the gradient of one sample instead of their sum."""
 
-    backward = linear_backward(bias=lambda g, x, weight: g[0].clone())
+    backward = linear_backward(bias=lambda g, x, weight: g[:1].sum(0))
 
 
 class MeanInsteadOfSum(Linear):
@@ -85,7 +85,7 @@ class OneElementOffByOnePercent(Exp):
     def backward(ctx, grad_output):
         (y,) = ctx.saved_tensors
         factor = torch.ones_like(y)
-        factor[-1, -1] = 1.01
+        factor[-1:, -1:] = 1.01
         return grad_output * y * factor
 
 
@@ -189,23 +189,13 @@ class NoneIsTakenForATensor(SinCos):
 class AllGradients(Linear):
     """Whoever asked for what."""
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        x, weight = ctx.saved_tensors
-        return grad_output @ weight, grad_output.mT @ x, grad_output.sum(0)
+    backward = linear_backward(needed=lambda ctx: (True, True, True))
 
 
 class WrongIndexOfNeeds(Linear):
     """The gradient of weight is there only if that of x is asked for as well."""
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        x, weight = ctx.saved_tensors
-        return (
-            grad_output @ weight if ctx.needs_input_grad[0] else None,
-            grad_output.mT @ x if ctx.needs_input_grad[0] else None,
-            grad_output.sum(0) if ctx.needs_input_grad[2] else None,
-        )
+    backward = linear_backward(needed=lambda ctx: [ctx.needs_input_grad[i] for i in (0, 0, 2)])
 
 
 def detached(x: Tensor, weight: Tensor) -> Tensor:
@@ -243,6 +233,72 @@ class OverwritesItsOutput(Exp):
     def backward(ctx, grad_output):
         (y,) = ctx.saved_tensors
         return y.data.mul_(grad_output)
+
+
+# What it takes for granted
+
+
+class IgnoresStrides(Exp):
+    """Takes its input for contiguous."""
+
+    @staticmethod
+    def forward(x):
+        return x.as_strided(x.shape, torch.empty(x.shape).stride()).exp()
+
+
+class IgnoresStridesOfGradOutput(Exp):
+    @staticmethod
+    def backward(ctx, grad_output):
+        (y,) = ctx.saved_tensors
+        return grad_output.as_strided(y.shape, torch.empty(y.shape).stride()) * y
+
+
+class LosesMemoryFormat(Exp):
+    @staticmethod
+    def backward(ctx, grad_output):
+        return Exp.backward(ctx, grad_output).contiguous()
+
+
+class KnowsNoAutocast(Linear):
+    """Saves float32, and is given the gradient of a bfloat16 output."""
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, weight = ctx.saved_tensors
+        return (
+            grad_output @ weight if ctx.needs_input_grad[0] else None,
+            grad_output.mT @ x if ctx.needs_input_grad[1] else None,
+            grad_output.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+class PromotedOutput(Exp):
+    @staticmethod
+    def forward(x):
+        return x.double().exp()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return Exp.backward(ctx, grad_output).float()
+
+
+class CancelsDigits(Function):
+    """``exp(x) - 1``, as it stands."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.exp() - 1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (y,) = ctx.saved_tensors
+        return grad_output * (y + 1)
 
 
 # What it remembers
@@ -301,13 +357,7 @@ class InputOnCtx(Exp):
 
 
 class SavedReadTwice(Linear):
-    @staticmethod
-    def backward(ctx, grad_output):
-        return (
-            grad_output @ ctx.saved_tensors[1] if ctx.needs_input_grad[0] else None,
-            grad_output.mT @ ctx.saved_tensors[0] if ctx.needs_input_grad[1] else None,
-            grad_output.sum(0) if ctx.needs_input_grad[2] else None,
-        )
+    backward = linear_backward(saved=lambda ctx: (ctx.saved_tensors[0], ctx.saved_tensors[1]))
 
 
 class SpendsWhatItSaved(ReLU):
@@ -347,14 +397,7 @@ class SavesMoreWhenFrozen(Linear):
         x, weight, _ = inputs
         ctx.save_for_backward(x, weight, None if ctx.needs_input_grad[1] else output.clone())
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        x, weight, _ = ctx.saved_tensors
-        return (
-            grad_output @ weight if ctx.needs_input_grad[0] else None,
-            grad_output.mT @ x if ctx.needs_input_grad[1] else None,
-            grad_output.sum(0) if ctx.needs_input_grad[2] else None,
-        )
+    backward = linear_backward(saved=lambda ctx: ctx.saved_tensors[:2])
 
 
 # Where it works, and where it does not
@@ -432,6 +475,7 @@ class WrongOp:
 
 
 X = (normal(3, 4),)
+SINGLE = (normal(3, 4, dtype=torch.float32),)
 TWO = (normal(3, 4), normal(3, 4, seed=1))
 SQUARE = (normal(3, 4), normal(4, 4, seed=1), normal(4, seed=2))
 
@@ -453,7 +497,7 @@ WRONG_OPS = (
     WrongOp(DetachedBackward, X, "double backward", ("batched gradient",)),
     WrongOp(ExpOfTwoOps, X, "double backward"),
     WrongOp(UnsummedBiasGradient, LINEAR, "gradients returned"),
-    WrongOp(PromotedGradient, (normal(3, 4, dtype=torch.float32),), "gradients returned"),
+    WrongOp(PromotedGradient, SINGLE, "gradients returned"),
     WrongOp(SparseGradient, X, "gradients returned", (*SECOND, *BATCHED)),
     WrongOp(
         detached,
@@ -489,6 +533,14 @@ WRONG_OPS = (
         X,
         "determinism",
         ("in-place change of output", "freed without garbage collection"),
+    ),
+    WrongOp(IgnoresStrides, X, "layouts"),
+    WrongOp(IgnoresStridesOfGradOutput, X, "grad_output layouts"),
+    WrongOp(LosesMemoryFormat, (normal(2, 3, 4, 4),), "channels_last", reference=torch.exp),
+    WrongOp(KnowsNoAutocast, LINEAR, "autocast"),
+    WrongOp(PromotedOutput, SINGLE, "precision"),
+    WrongOp(
+        CancelsDigits, (1e-4 * normal(3, 4),), "values against reference", reference=torch.expm1
     ),
     WrongOp(InputOnCtx, X, "saved tensors"),
     WrongOp(
