@@ -77,6 +77,41 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
     "backward through vmap": (
         "Backward mixes samples up: it takes a fixed dimension for the batch, or keeps state."
     ),
+    "layouts": (
+        "Forward or backward takes a tensor for contiguous: no as_strided, no addresses, reshape "
+        "instead of view."
+    ),
+    "grad_output layouts": (
+        "Backward takes grad_output for contiguous: no as_strided, no addresses, reshape instead "
+        "of view."
+    ),
+    "channels_last": (
+        "A step makes its result contiguous, and the next layer has to turn it back: keep the "
+        "memory format of the input."
+    ),
+    "empty batch": (
+        "A mean of nothing, or the first of no samples: divide by max(count, 1), slice instead of "
+        "indexing."
+    ),
+    "autocast": (
+        "Cast inputs before the Function, as torch.nn's op of that kind does under autocast, and "
+        "gradients to their input's dtype."
+    ),
+    "meta device": (
+        "A tensor is made on another device, or values are read: x.new_zeros, device=x.device."
+    ),
+    "precision": (
+        "Digits are lost: in a difference of nearly equal numbers, or in a long sum in low "
+        "precision. Centre before squaring, sum in float32."
+    ),
+    "values against reference": (
+        "Another function than the reference, or the same with fewer digits: in a difference of "
+        "nearly equal numbers, or in a sum in low precision."
+    ),
+    "gradients against reference": (
+        "Another gradient than the reference's, or the same with fewer digits: see gradient and "
+        "precision."
+    ),
     "compile": "Compiled code gives other numbers: the op reads the clock, memory, or a global.",
     "jacobian": "Forward mode and backward disagree: jvp or backward is wrong under torch.func.",
     "hessian": "Double backward and torch.func disagree: jvp or backward is wrong when nested.",
@@ -215,9 +250,11 @@ _SPOILS: dict[str, tuple[str, ...] | None] = {
     "inputs unchanged": None,
     "determinism": None,
     "no grad mode": None,
+    "layouts": ("vmap", "backward through vmap", "grad_output layouts"),
+    "grad_output layouts": ("backward through vmap",),
     "gradient": (
         *("batched gradient", "double backward", "third order", "forward over reverse"),
-        *("third order, forward", "hessian"),
+        *("third order, forward", "hessian", "empty batch", "gradients against reference"),
     ),
     "double backward": (
         *("third order", "forward over reverse", "third order, forward", "hessian"),
@@ -227,6 +264,7 @@ _SPOILS: dict[str, tuple[str, ...] | None] = {
         *("jacobian", "hessian"),
     ),
     "vmap": ("per-sample gradients", "backward through vmap", "jacobian", "hessian"),
+    "values against reference": ("gradients against reference",),
     "saved tensors": ("checkpoint", "in-place change of output", "backward twice"),
     "jvp of jvp": ("third order, forward",),
 }

@@ -60,6 +60,8 @@ def empty_batch(check: Check, exam: Exam) -> Iterator[Row]:
 
 def autocast(check: Check, exam: Exam) -> Iterator[Row]:
     """Under autocast to bfloat16, of inputs in float32 and of the first in bfloat16."""
+    if any(tensor.is_complex() for tensor in exam.given.tensors):
+        raise NotApplicableError("complex inputs, which autocast leaves alone")
     wide = exam.given.to(torch.float32)
     of_inputs = [i for i in wide.differentiable if i in wide.arguments]
     first = (of_inputs or wide.differentiable)[0]  # a module's parameters stay in float32

@@ -142,6 +142,7 @@ def check(
     }
     with torch.random.fork_rng(list(cuda)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's loop: slow
+        warnings.filterwarnings("ignore", "B?Complex(Half|32) support is experimental")
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated")  # torch's own use
         torch.manual_seed(seed)
         subject = Subject.of(fn, inputs, keywords, mutates=mutates, seed=seed)
