@@ -378,6 +378,26 @@ class TestTensorBoard:
         assert [event.step for event in events.Images("pictures/kernels")] == [0, 20, 40]
         assert [event.step for event in events.Images("pictures/samples")] == [0]
 
+    def test_the_report_and_the_settings_are_in_the_same_run(self, run):
+        metrics = run("--epochs", "1", "--report")
+        assert [path.parent for path in Path("run").rglob("events.*")] == [Path("run")]
+        events = EventAccumulator("run")
+        events.Reload()
+        shown = {tag for tag in events.Tags()["images"] if tag.startswith("report/")}
+        assert shown == {f"report/{path.stem}" for path in Path("run/figures").iterdir()}
+        assert {"report/confusion_matrix", "report/kernels", "report/loss"} <= shown
+        assert {tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")} == {
+            f"precision_recall/{digit}" for digit in range(10)
+        }
+        (accuracy,) = events.Scalars("accuracy/test")
+        assert accuracy.value == pytest.approx(metrics["test_accuracy"])
+        assert "_hparams_/session_start_info" in events.summary_metadata
+
+    def test_none_without_it(self, run):
+        run("--epochs", "1", "--no-tensorboard", "--report")
+        assert list(Path("run").rglob("events.*")) == []
+        assert Path("run/figures/loss.png").exists()
+
 
 class TestMistakes:
     """Each ends with one line that says what is wrong, and no traceback."""
