@@ -164,7 +164,7 @@ class Config:
     report: bool = True
     """Write report.html and its figures at the end; evaluate.py writes them later."""
 
-    checkpoint_every: float = 60.0
+    checkpoint_every: float = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
 
     resume: Path | None = None
