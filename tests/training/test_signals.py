@@ -1,0 +1,27 @@
+"""Signals that a run grants in good order."""
+
+import signal
+
+import pytest
+
+from training.signals import StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted(number):
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        assert not stop.received
+        signal.raise_signal(number)
+        assert stop.received == number
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_is_obeyed_at_once():
+    def interrupt_twice():
+        with StopSignals():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_twice()
