@@ -40,7 +40,8 @@ class Batch:
     def name(self) -> str:
         """What is batched, to be read."""
         every = self.stacked == frozenset(_tensors(self.op))
-        names = "all" if every else ", ".join(self.op.names[i] for i in sorted(self.stacked))
+        chosen = sorted(self.stacked - set(self.op.mutable))
+        names = "all" if every else ", ".join(self.op.names[i] for i in chosen)
         return f"{names} batched in dimension {self.dim}:"
 
     def sample(self, number: int) -> Leaves:

@@ -51,6 +51,8 @@ def compiled_transforms(check: Check, exam: Exam) -> Iterator[Row]:
     def tangent(*leaves: Any) -> Any:
         def function(*tensors: Tensor) -> Tensor:
             chosen = dict(zip(directions, tensors, strict=True))
+            # Forward mode does not write to what comes from outside of it.
+            chosen |= {i: leaves[i].clone() for i in op.mutable}
             return value(*(chosen.get(i, leaf) for i, leaf in enumerate(leaves)))
 
         primals = tuple(leaves[i] for i in directions)

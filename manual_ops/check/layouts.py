@@ -9,7 +9,7 @@ from torch import Tensor
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.precision import REFERENCE, inputs_by_gradient
 from manual_ops.check.report import NotApplicableError, Row
-from manual_ops.check.runs import Layout, Run, close, effective_strides, one, run, unlike
+from manual_ops.check.runs import Layout, Run, close, effective_strides, over, run, unlike
 from manual_ops.check.subject import Subject
 
 
@@ -56,7 +56,7 @@ def of_inputs(check: Check, exam: Exam) -> Iterator[Row]:
                 rows.append(check.attempt(name, partial(_laid_out, check, exam, op, name, layout)))
     if not rows:
         raise NotApplicableError("no input that can be laid out in another way")
-    yield one(check, rows)
+    yield over(check, rows)
 
 
 def of_grad_output(check: Check, exam: Exam) -> Iterator[Row]:
@@ -76,7 +76,7 @@ def of_grad_output(check: Check, exam: Exam) -> Iterator[Row]:
             rows.append(check.attempt(name, compare))
     if not rows:
         raise NotApplicableError("no output that can be laid out in another way")
-    yield one(check, rows)
+    yield over(check, rows)
 
 
 def memory_formats(check: Check, exam: Exam) -> Iterator[Row]:

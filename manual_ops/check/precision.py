@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manual_ops.check.exam import Check, Exam, refusal
 from manual_ops.check.report import NotApplicableError, Row
-from manual_ops.check.runs import Layout, Named, Run, largest, one, run, unlike, within
+from manual_ops.check.runs import Layout, Named, Run, largest, over, run, unlike, within
 from manual_ops.check.subject import Subject
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -189,7 +189,7 @@ def _against_reference(
     if not rows:
         raise NotApplicableError("the reference takes none of the dtypes")
     failed = [row for row in rows if row.failed]
-    yield from failed or [one(check, rows)]
+    yield from failed or [over(check, rows)]
 
 
 def _beside_reference(

@@ -103,19 +103,31 @@ def close(
                 cause=cause,
             )
         )
-    return one(check, rows, subject)
+    return _of_tensors(check, rows, subject)
 
 
-def one(check: Check, rows: Iterable[Row], subject: str = "") -> Row:
-    """The first row that does not pass, or the one of the largest error, as one on ``subject``."""
+def over(check: Check, rows: Iterable[Row]) -> Row:
+    """One row over several settings: the first that does not pass, or the largest error."""
+    row = _worst(check, rows)
+    where = f"{row.subject} {row.where}".strip() if row.failed else row.where
+    return replace(row, subject="", where=where)
+
+
+def _worst(check: Check, rows: Iterable[Row]) -> Row:
+    """The first row that does not pass, or the one of the largest error."""
     worst = check.passed()
     for row in rows:
         if row.verdict != "pass":
-            worst = row
-            break
+            return row
         if (row.absolute or 0.0) >= (worst.absolute or 0.0):
             worst = row
-    return replace(worst, subject=subject, where=f"{worst.subject} {worst.where}".strip())
+    return worst
+
+
+def _of_tensors(check: Check, rows: Iterable[Row], subject: str) -> Row:
+    """One row on ``subject`` from one on each of its tensors."""
+    row = _worst(check, rows)
+    return replace(row, subject=subject, where=f"{row.subject} {row.where}".strip())
 
 
 def within(
@@ -136,7 +148,7 @@ def within(
         rounded = exact.to(tensor.dtype)
         exact = torch.where(rounded.isfinite(), exact, rounded.to(exact.dtype))
         rows.append(check.equal(name, tensor, exact, ulps=0.0, least=allowed[name]))
-    row = one(check, rows, subject)
+    row = _of_tensors(check, rows, subject)
     if row.failed and row.absolute is not None:
         name = next(r.subject for r in rows if r.failed)
         row = replace(row, detail=f"{row.detail}; allowed is an error of {allowed[name]:.1e}")

@@ -13,7 +13,7 @@ from manual_ops.check.batches import SAMPLES, Batch, batches, outputs_of, produc
 from manual_ops.check.derivatives import draw_like
 from manual_ops.check.exam import Check, Exam
 from manual_ops.check.report import NotApplicableError, Row
-from manual_ops.check.runs import close, one
+from manual_ops.check.runs import close, over
 from manual_ops.check.subject import Subject
 
 Tensors = tuple[Tensor, ...]
@@ -39,7 +39,7 @@ def batched(check: Check, exam: Exam) -> Iterator[Row]:
 
     every, *parts = batches(exam.precise)
     with torch.no_grad():
-        yield _over(check, [every, replace(every, dim=-1), *parts], compare)
+        yield _in_batches(check, [every, replace(every, dim=-1), *parts], compare)
 
 
 def per_sample_gradients(check: Check, exam: Exam) -> Iterator[Row]:
@@ -53,7 +53,7 @@ def per_sample_gradients(check: Check, exam: Exam) -> Iterator[Row]:
         expected = _stack(batch.gradients(number, weights) for number in range(SAMPLES))
         return close(check, dict(zip(op.tensor_names, found, strict=True)), expected, batch.name)
 
-    yield _over(check, batches(op), compare)
+    yield _in_batches(check, batches(op), compare)
 
 
 def backward_through_vmap(check: Check, exam: Exam) -> Iterator[Row]:
@@ -80,7 +80,7 @@ def backward_through_vmap(check: Check, exam: Exam) -> Iterator[Row]:
     # Batched along the last dimension, so that no formula relies on a leading one.
     batch = replace(next(batches(op)), dim=-1)
     for wanted in dict.fromkeys((op.differentiable[:1], op.differentiable)):
-        row = _over(check, [batch], partial(compare, wanted))
+        row = _in_batches(check, [batch], partial(compare, wanted))
         if row.verdict != "pass" or wanted == op.differentiable:
             yield row
             return
@@ -122,7 +122,7 @@ def _assert_same_numbers(op: Subject, function: Callable[[Tensor], Tensor], step
         raise NotApplicableError(_OTHER_NUMBERS)
 
 
-def _over(check: Check, batches: Iterable[Batch], compare: Callable[[Batch], Row]) -> Row:
+def _in_batches(check: Check, batches: Iterable[Batch], compare: Callable[[Batch], Row]) -> Row:
     """The first of the batches to fail, or the one of the largest error."""
 
     def judge(batch: Batch) -> Row:
@@ -133,7 +133,7 @@ def _over(check: Check, batches: Iterable[Batch], compare: Callable[[Batch], Row
                 raise NotApplicableError(_OTHER_NUMBERS)
         return row
 
-    return one(check, (check.attempt(b.name, partial(judge, b)) for b in batches))
+    return over(check, (check.attempt(b.name, partial(judge, b)) for b in batches))
 
 
 def _weights(op: Subject, seed: int = 0) -> Tensors:
