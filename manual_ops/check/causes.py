@@ -112,47 +112,13 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
         "Another gradient than the reference's, or the same with fewer digits: see gradient and "
         "precision."
     ),
-    "compile": "Compiled code gives other numbers: the op reads the clock, memory, or a global.",
     "compile, other batch size": (
         "A size is baked in: len(), int() or a tensor made once; take sizes from input.shape."
     ),
     "compiled transforms": (
         "Another branch runs while compiling under torch.func, and computes something else."
     ),
-    "layouts": (
-        "Memory is taken for contiguous (as_strided, data_ptr, a kernel without strides): use the "
-        "strides, or .contiguous() first."
-    ),
-    "grad_output layouts": (
-        "Backward takes grad_output for contiguous, which that of a sum or a transposition is not: "
-        "use its strides, or .contiguous() first."
-    ),
-    "channels_last": (
-        "The gradient is made without its input's format, and will be copied: use empty_like or "
-        "zeros_like, not empty or zeros."
-    ),
-    "empty batch": (
-        "Of no samples a sum is 0 and a mean 0 / 0: take sizes from shapes, no -1 in reshape, and "
-        "divide by max(count, 1) where 0 is meant."
-    ),
-    "autocast": (
-        "Inputs come in two dtypes: cast them as the op wants (torch.amp.custom_fwd, or before "
-        "apply), and keep sums and variances in float32."
-    ),
-    "meta device": (
-        "Shapes follow from shapes alone: make new tensors by input.new_zeros or with its device."
-    ),
-    "precision": (
-        "Digits get lost: sum in float32, subtract the largest before exp and the mean before "
-        "squares, use log1p, expm1, logsumexp."
-    ),
-    "values against reference": (
-        "Not the reference's function: a default, a reduction, a mask or an eps differs."
-    ),
-    "gradients against reference": (
-        "If values agree, and the gradient by finite differences: rounding, or the choice at a "
-        "kink or tie."
-    ),
+    "compile": "Compiled code gives other numbers: the op reads the clock, memory, or a global.",
     "jacobian": "Forward mode and backward disagree: jvp or backward is wrong under torch.func.",
     "hessian": "Double backward and torch.func disagree: jvp or backward is wrong when nested.",
     "gradients returned": (

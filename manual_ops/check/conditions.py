@@ -64,14 +64,16 @@ def autocast(check: Check, exam: Exam) -> Iterator[Row]:
         raise NotApplicableError("complex inputs, which autocast leaves alone")
     wide = exam.given.to(torch.float32)
     of_inputs = [i for i in wide.differentiable if i in wide.arguments]
+    if wide.leaves[of_inputs[0] if of_inputs else wide.differentiable[0]].is_complex():
+        raise NotApplicableError("autocast leaves complex numbers alone")
     first = (of_inputs or wide.differentiable)[0]  # a module's parameters stay in float32
     for dtype in (torch.float32, torch.bfloat16):
-        leaves = [x.to(dtype) if i == first else x for i, x in enumerate(wide.leaves)]
-        op = replace(wide, leaves=tuple(leaves))
         if refusal(wide.to(dtype)):
             yield Row(check.name, "n/a", plain(dtype), detail="refused without autocast as well")
-        else:
-            yield check.attempt(plain(dtype), partial(_autocast, check, exam, op, plain(dtype)))
+            continue
+        leaves = [x.to(dtype) if i == first else x for i, x in enumerate(wide.leaves)]
+        op = replace(wide, leaves=tuple(leaves))
+        yield check.attempt(plain(dtype), partial(_autocast, check, exam, op, plain(dtype)))
 
 
 def meta_device(check: Check, exam: Exam) -> Iterator[Row]:

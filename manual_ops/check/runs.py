@@ -78,7 +78,8 @@ def run(
     values = dict(zip(names, (o.detach() for o in outputs), strict=True))
     values |= {f"updated {op.names[i]}": leaves[i].detach() for i in op.mutable}
     gradients = zip(op.tensor_names, found, strict=True)
-    return Run(values, {f"gradient of {name}": g.detach().to_dense() for name, g in gradients})
+    dense = {n: g.to_dense() if g.is_sparse else g for n, g in gradients}
+    return Run(values, {f"gradient of {name}": g.detach() for name, g in dense.items()})
 
 
 def close(
