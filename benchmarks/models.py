@@ -2,6 +2,7 @@
 
 python -m benchmarks.models                        # eager
 python -m benchmarks.models --compile              # both sides under torch.compile
+python -m benchmarks.models --bfloat16             # both sides under autocast
 python -m benchmarks.models --only mnist-cnn vgg
 """
 
@@ -35,10 +36,13 @@ CASES = [
     Case("fashion-cnn", (1, 28, 28), 128),
     Case("cifar-cnn", (3, 32, 32), 128),
     Case("vgg", (3, 32, 32), 64),
+    Case("speed-resnet", (3, 32, 32), 125, {"width": 0.5}),
 ]
 
 
-def side(case: Case, layers: ModuleType, compiled: bool) -> tuple[Callable[[], None], int]:
+def side(
+    case: Case, layers: ModuleType, *, compiled: bool, bfloat16: bool
+) -> tuple[Callable[[], None], int]:
     """Return one training step on fixed random data, and the bytes its forward pass saves."""
     torch.manual_seed(0)
     model = build(case.model, layers, case.input_shape, 10, **case.options)
@@ -48,7 +52,8 @@ def side(case: Case, layers: ModuleType, compiled: bool) -> tuple[Callable[[], N
     labels = torch.randint(10, (case.batch_size,))
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = criterion(model(images), labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            loss: torch.Tensor = criterion(model(images), labels)
         return loss
 
     saved = saved_bytes(lambda: loss_of(images, labels))
@@ -67,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="names of models; default all")
     parser.add_argument("--compile", action="store_true", help="compile both sides")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast both sides")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=5.0, help="for each line")
     args = parser.parse_args()
@@ -78,7 +84,8 @@ def main() -> None:
         if args.only and case.model not in args.only:
             continue
         (ours, our_bytes), (theirs, their_bytes) = (
-            side(case, layers, args.compile) for layers in (manual_ops.nn, torch.nn)
+            side(case, layers, compiled=args.compile, bfloat16=args.bfloat16)
+            for layers in (manual_ops.nn, torch.nn)
         )
         times = compare(ours, theirs, args.seconds)
         ratios.append(times.ratio)
