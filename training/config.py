@@ -130,7 +130,8 @@ class Config:
     each step, such as 0.999; 0 keeps the weights themselves."""
 
     patience: int | None = None
-    """Stop after so many epochs without a better validation accuracy."""
+    """Stop after so many epochs without a better validation accuracy; --select says what
+    weights are kept."""
 
     select: Literal["best", "last"] = "best"
     """Weights to test and keep: of the epoch with the best validation accuracy, or the last."""
