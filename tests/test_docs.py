@@ -36,6 +36,9 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+# what torchrun says to a process that is alone
+ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -89,8 +92,8 @@ def parse_sweep(args: list[str], _printed: str | None) -> None:
 
 
 def parse_train(args: list[str], _printed: str | None) -> None:
-    if "--help" not in args:
-        parse_args([arg for arg in args if arg not in ("--resume", "runs/NAME")])
+    if not {"--help", "--resume"} & set(args):  # these read a run, and end the program
+        parse_args(args)
 
 
 def find_module(args: list[str], _printed: str | None) -> None:
@@ -102,11 +105,12 @@ COMMANDS: dict[str, Callable[[list[str], str | None], None]] = {
     "python -m ": find_module,
     "python train.py": parse_train,
     "python sweep.py": parse_sweep,
+    "torchrun ": lambda args, printed: parse_train(args[args.index("train.py") + 1 :], printed),
 }
 
 
 def run_shell(block: Block) -> None:
-    for command in block.code.splitlines():
+    for command in block.code.replace("\\\n", " ").splitlines():
         for start, run in COMMANDS.items():
             if command.startswith(start):
                 run(shlex.split(command.removeprefix(start), comments=True), block.printed)
@@ -126,6 +130,8 @@ def test_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    for name, value in ONE_PROCESS.items():
+        monkeypatch.setenv(name, value)
     names: dict = {"__name__": "page"}
     for block in blocks(page):
         torch.manual_seed(0)
@@ -141,6 +147,6 @@ def test_blocks_run(
 def test_every_block_is_found() -> None:
     for page in PAGES:
         fences = re.findall(r"^ *(?:```|~~~)(\w+)", page.read_text(), re.MULTILINE)
-        assert set(fences) <= {"python", "sh", "bash", "text", "formula"}, page
+        assert set(fences) <= {"python", "sh", "bash", "text", "console", "formula"}, page
         code = [fence for fence in fences if fence in ("python", "sh", "bash")]
         assert len(code) == len(list(blocks(page))), page
