@@ -83,7 +83,7 @@ class Truth:
         sizes = {name: largest(tensor) for name, tensor in self.run.every.items()}
         info = torch.finfo(self.dtype)
         # What is zero but for rounding has the rounding of the others.
-        least = 2 * info.eps * max(sizes.values(), default=0.0) + info.smallest_normal
+        least = 8 * info.eps * max(sizes.values(), default=0.0) + info.smallest_normal
         return {n: _SLACK * (self.change[n] + info.eps * size) + least for n, size in sizes.items()}
 
 
