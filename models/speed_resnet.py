@@ -32,6 +32,14 @@ class SpeedResNet(Module):
         num_classes: int,
         widths: tuple[int, ...],
     ) -> None:
+        """Draw the weights; ``fit_inputs`` replaces those of the first convolution.
+
+        Args:
+            layers: Namespace of the layers.
+            input_shape: ``(channels, height, width)`` of an image.
+            num_classes: Number of logits.
+            widths: Channels of each stage.
+        """
         super().__init__()
         channels, *size = input_shape
         components = channels * PATCH**2
@@ -75,6 +83,7 @@ class Stage(Module):
     """
 
     def __init__(self, layers: ModuleType, channels: int, width: int) -> None:
+        """Draw the weights of a stage from ``channels`` channels to ``width``."""
         super().__init__()
         self.conv1 = layers.Conv2d(channels, width, 3, padding=1, bias=False)
         self.pool = layers.MaxPool2d(2)

@@ -82,7 +82,7 @@ def _turn(parameter: Tensor, state: dict[str, Any], lr: float, momentum: float) 
         state["momentum"] = torch.zeros_like(parameter)
     average = state["momentum"].mul_(momentum).add_(gradient)
     direction = orthogonalise(gradient.add(average, alpha=momentum).flatten(1))
-    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+    parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-7))
     parameter.sub_(direction.view_as(parameter), alpha=lr)
 
 
@@ -104,8 +104,8 @@ def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return nearly the closest matrix whose singular values are all 1.
 
     Each step maps every singular value s, first scaled to at most 1, to a s + b s³ + c s⁵: an odd
-    polynomial acts on the singular values alone. Its slope at 0 is chosen so steep that after
-    three steps almost all of them lie between 0.3 and 1.2, which is near enough (Newton-Schulz).
+    polynomial acts on the singular values alone. Its slope at 0 is chosen so steep that three
+    steps take every one from 0.02 to 1 to between 0.68 and 1.21, near enough (Newton-Schulz).
 
     Args:
         matrix: ``(M, N)``, floating point.

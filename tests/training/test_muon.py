@@ -20,6 +20,12 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_lengths(sh
     assert ((values > 0.6) & (values < 1.25)).all()
 
 
+def test_three_steps_are_near_enough():
+    sizes = torch.tensor([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7], dtype=torch.float64)
+    values = orthogonalise((sizes / sizes.norm()).diag()).diagonal()
+    assert ((values > 0.68) & (values < 1.21)).all()
+
+
 def test_zero_stays_zero():
     assert torch.equal(orthogonalise(torch.zeros(3, 4)), torch.zeros(3, 4))
 
@@ -63,6 +69,13 @@ def test_memory_format_does_not_matter():
             optimizer.step()
         results.append(parameter.detach())
     torch.testing.assert_close(*results)
+
+
+def test_zero_weights_are_trained():
+    parameter = Parameter(torch.zeros(2, 3))
+    parameter.grad = torch.eye(2, 3)
+    Muon([parameter], lr=0.5).step()
+    torch.testing.assert_close(parameter.detach(), -0.5 * orthogonalise(torch.eye(2, 3)))
 
 
 def test_parameters_without_gradient_stay():
