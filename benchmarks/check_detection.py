@@ -55,6 +55,10 @@ OPS: dict[str, tuple[tuple[int, ...], Op]] = {
     "log_softmax": (ROWS, lambda x: F.log_softmax(x, 1)),
     "nll_loss": (ROWS, lambda x: F.nll_loss(x, LABELS)),
     "cross_entropy": (ROWS, lambda x: F.cross_entropy(x, LABELS)),
+    "linear_cross_entropy": (
+        ROWS,
+        partial(F.linear_cross_entropy, linear_weight=_normal(8, 8), target=LABELS),
+    ),
     "binary_cross_entropy": (ROWS, lambda x: F.binary_cross_entropy(x.sigmoid(), TARGET)),
     "binary_cross_entropy_with_logits": (
         ROWS,

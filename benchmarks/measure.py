@@ -38,8 +38,10 @@ class Comparison:
     high: float
 
 
-def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0) -> Comparison:
-    """Time both sides in turn for about ``seconds`` and take the median of the paired ratios.
+def compare(
+    ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0, pairs: int = 15
+) -> Comparison:
+    """Time both sides in turn for about ``seconds`` and take the median ratio of the ``pairs``.
 
     On a shared machine the absolute times drift; neighbouring pairs see the same drift.
     ``low`` and ``high`` are the quartiles of the ratios.
@@ -49,7 +51,6 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float =
         Timer("side()", globals={"side": side}, num_threads=threads) for side in (ours, theirs)
     ]
     once = max(sum(timer.timeit(3).mean for timer in sides), 1e-7)  # also warms up
-    pairs = 15
     calls = max(1, round(seconds / once / pairs))
     times = [[timer.timeit(calls).mean for timer in sides] for _ in range(pairs)]
     ratios = [a / b for a, b in times]

@@ -164,6 +164,19 @@ def _linear(*, bias: bool = True) -> Case:
     return Case("linear", lambda: inputs(4096, 512, 512), lambda: inputs(64, 512, 10))
 
 
+def _linear_cross_entropy() -> Case:
+    def inputs(n: int, features: int, classes: int) -> Inputs:
+        return {
+            "input": _leaf(n, features),
+            "linear_weight": _leaf(classes, features),
+            "target": torch.randint(classes, (n,)),
+        }
+
+    return Case(
+        "linear_cross_entropy", lambda: inputs(1024, 256, 8000), lambda: inputs(64, 512, 10)
+    )
+
+
 def _attention(**settings: Any) -> Case:
     def inputs(*shape: int) -> Inputs:
         return {name: _leaf(*shape) for name in ("query", "key", "value")} | settings
@@ -189,6 +202,7 @@ CASES = [
     _labels("cross_entropy"),
     _labels("cross_entropy", label_smoothing=0.1),
     _probabilities(),
+    _linear_cross_entropy(),
     _pairs("binary_cross_entropy", logits=False),
     _pairs("binary_cross_entropy_with_logits"),
     _pairs("mse_loss"),

@@ -38,6 +38,11 @@ def full_precision(*tensors: Tensor | None, on_cpu: bool = True) -> tuple[Any, .
     return tuple(t if t is None else widen(t) for t in tensors)
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on where ``tensor`` lives."""
+    return _autocasts(tensor.device.type)
+
+
 def widen(tensor: Tensor) -> Tensor:
     """Return float16 and bfloat16 as float32, anything else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -21,6 +21,7 @@ from .ops.hardswish import hardswish as hardswish
 from .ops.layer_norm import layer_norm as layer_norm
 from .ops.leaky_relu import leaky_relu as leaky_relu
 from .ops.linear import linear as linear
+from .ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .ops.log import log as log
 from .ops.log_softmax import log_softmax as log_softmax
 from .ops.max_pool import max_pool2d as max_pool2d

@@ -411,6 +411,28 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         )
 
 
+if hasattr(nn, "LinearCrossEntropyLoss"):  # new in torch 2.13
+    __all__ += ["LinearCrossEntropyLoss"]
+
+    class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
+        """See :class:`torch.nn.LinearCrossEntropyLoss`; on ``linear_cross_entropy``."""
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            shape = (self.num_classes, *self.out_features)
+            weight, bias = self.linear.weight, self.linear.bias
+            return F.linear_cross_entropy(
+                input,
+                weight.reshape(*shape, self.linear.in_features),
+                target,
+                linear_bias=None if bias is None else bias.reshape(shape),
+                weight=self.weight,
+                reduction=self.reduction,
+                ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+                options=self.options,
+            )
+
+
 class BCELoss(nn.BCELoss):
     """See :class:`torch.nn.BCELoss` and :func:`manual_ops.functional.binary_cross_entropy`."""
 

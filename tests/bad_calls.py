@@ -122,6 +122,30 @@ def _class_losses() -> list[BadCall]:
     ]
 
 
+def _linear_cross_entropy() -> list[BadCall]:
+    call = {"input": zeros(2, 3), "linear_weight": zeros(4, 3), "target": indices(0, 0)}
+    return [
+        BadCall("linear_cross_entropy", mistake, call | arguments, mentions)
+        for mistake, arguments, mentions in (
+            ("label_high", {"target": indices(0, 7)}, ("target", "7", "4")),
+            ("label_negative", {"target": indices(0, -1)}, ("target", "-1", "4")),
+            ("batch", {"target": indices(0, 0, 0)}, ("target", "2", "3")),
+            ("float_target", {"target": zeros(2)}, ("target", "float32")),
+            ("dims", {"input": zeros(1, 2, 3)}, ("input", "1, 2, 3")),
+            ("vector", {"linear_weight": zeros(3)}, ("linear_weight", "(3,)")),
+            ("features", {"input": zeros(2, 5)}, ("input", "linear_weight", "5", "3")),
+            ("bias", {"linear_bias": zeros(3)}, ("linear_bias", "4", "3")),
+            ("unbatched", {"input": zeros(3), "linear_weight": zeros(4, 2, 3)}, ("input", "N")),
+            ("weight", {"weight": zeros(5)}, ("weight", "4", "5")),
+            ("weight_requires_grad", {"weight": ones(4, requires_grad=True)}, ("weight",)),
+            ("reduction", {"reduction": "avg"}, ("reduction", "avg")),
+            ("label_smoothing", {"label_smoothing": 1.5}, ("label_smoothing", "1.5")),
+            ("ignore_index", {"target": zeros(2, 4), "ignore_index": 1}, ("ignore_index",)),
+            ("dtype", {"linear_weight": zeros(4, 3).double()}, ("linear_weight", "float64")),
+        )
+    ]
+
+
 def _elementwise_losses() -> list[BadCall]:
     half = ones(2, 3) / 2
     shape = {"input": half, "target": zeros(2, 4)}
@@ -413,6 +437,7 @@ BAD_CALLS: tuple[BadCall, ...] = (
     *_elementwise(),
     *_linear(),
     *_class_losses(),
+    *_linear_cross_entropy(),
     *_elementwise_losses(),
     *_batch_norm(),
     *_convolutions(),

@@ -78,6 +78,18 @@ MODULE_CASES: tuple[ModuleCase, ...] = (
     ),
     ModuleCase("CrossEntropyLoss", {}, (normal(5, 4), constant(probabilities(5, 4, dim=1)))),
     *_cases(
+        "LinearCrossEntropyLoss",
+        (normal(5, 3), labels(5, classes=4)),
+        {"in_features": 3, "num_classes": 4},
+        {"in_features": 3, "num_classes": 4, "bias": True, "ignore_index": 1},
+        {"in_features": 3, "num_classes": 4, "reduction": "none", "label_smoothing": 0.2},
+    ),
+    ModuleCase(
+        "LinearCrossEntropyLoss",
+        {"in_features": 3, "num_classes": 4, "out_features": (2,), "bias": True},
+        (normal(5, 3), labels(5, 2, classes=4)),
+    ),
+    *_cases(
         "BCELoss",
         (uniform(3, 4, low=0.2, high=0.8),) * 2,
         {},

@@ -23,6 +23,7 @@ Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.109;
 Rethinking the Inception Architecture (2016), section 7, for label smoothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,8 +32,58 @@ from torch.autograd import Function
 
 from .._apply import bind, may_overwrite
 from .._precision import full_precision, widen
-from ._loss import reduced, refuse_grad, resolve_reduction
-from .nll_loss import EXPECTS, class_dim, sample_factors, total_weight
+from ._loss import refuse_grad, resolve_reduction
+from .nll_loss import EXPECTS, class_dim, divisor_of_mean, sample_factors
+
+
+def index_losses(
+    log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> Tensor:
+    """Return l[n] for class indices, from log p; ``weight`` of the dtype of ``log_p``."""
+    dim = class_dim(log_p)
+    losses = torch.nn.functional.nll_loss(
+        log_p, target, weight, ignore_index=ignore_index, reduction="none"
+    )
+    if not smoothing:
+        return losses
+    everywhere = (log_p if weight is None else log_p * _along(dim, weight, log_p)).sum(dim)
+    valid = target != ignore_index
+    return (1 - smoothing) * losses - smoothing / log_p.shape[dim] * everywhere * valid
+
+
+def index_slope(
+    p: Tensor,
+    dim: int,
+    factors: Sequence[Tensor],
+    weight: Tensor | None,
+    smoothing: float,
+    *,
+    inplace: bool,
+) -> Tensor:
+    """Return ``r[n] dl/dx[n, c]`` for class indices.
+
+    Args:
+        p: softmax(x), float32 or wider.
+        dim: That of the classes.
+        factors: What ``sample_factors`` returns, with r its second.
+        weight: Factor for each class.
+        smoothing: Label smoothing.
+        inplace: Work in ``p``.
+    """
+    index, factor, scale = factors
+    at_target = ((1 - smoothing) * scale if smoothing else scale).unsqueeze(dim)
+    mass = at_target
+    if smoothing:  # the share of each class, before its weight
+        spread = (smoothing / p.shape[dim] * factor).unsqueeze(dim)
+        mass = at_target + spread * (p.shape[dim] if weight is None else widen(weight).sum())
+    if inplace:
+        slope = p.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target)
+    else:
+        slope = (p * mass).scatter_add(dim, index.unsqueeze(dim), -at_target)
+    if smoothing:
+        share = spread if weight is None else spread * _along(dim, widen(weight), p)
+        slope = slope.sub_(share) if inplace else slope - share
+    return slope
 
 
 def _index_slope(
@@ -45,23 +96,11 @@ def _index_slope(
     smoothing: float,
 ) -> Tensor:
     """Return ``r[n] dl/dx[n, c]``; ``grad_output`` is dL/dl[n] or, of a reduced loss, dL."""
-    x, dim = widen(input), class_dim(input)
-    index, factor, scale = sample_factors(
-        widen(grad_output), target, weight, ignore_index, reduction
-    )
-    at_target = ((1 - smoothing) * scale if smoothing else scale).unsqueeze(dim)
-    mass = at_target
-    if smoothing:  # the share of each class, before its weight
-        spread = (smoothing / x.shape[dim] * factor).unsqueeze(dim)
-        mass = at_target + spread * (x.shape[dim] if weight is None else widen(weight).sum())
-    slope = torch.softmax(x, dim)
-    if may_overwrite(grad_output):
-        slope.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target)
-    else:
-        slope = (slope * mass).scatter_add(dim, index.unsqueeze(dim), -at_target)
-    if smoothing:
-        slope = slope - (spread if weight is None else spread * _along(dim, widen(weight), x))
-    return slope.to(input.dtype)
+    dim = class_dim(input)
+    factors = sample_factors(widen(grad_output), target, weight, ignore_index, reduction)
+    p = torch.softmax(widen(input), dim)
+    inplace = may_overwrite(grad_output)
+    return index_slope(p, dim, factors, weight, smoothing, inplace=inplace).to(input.dtype)
 
 
 class _IndexCrossEntropy(Function):
@@ -82,19 +121,14 @@ class _IndexCrossEntropy(Function):
             )
             # Of K-dim targets it is a view, which a Function's caller could not change in place.
             return loss.clone() if loss.dim() > 1 else loss
-        x, w, dim = widen(input), None if weight is None else widen(weight), class_dim(input)
-        log_p = torch.log_softmax(x, dim)
-        at_target = torch.nn.functional.nll_loss(
-            log_p, target, w, ignore_index=ignore_index, reduction="none"
-        )
-        valid = target != ignore_index
-        everywhere = (log_p if w is None else log_p * _along(dim, w, x)).sum(dim)
-        loss = (1 - smoothing) * at_target - smoothing / x.shape[dim] * everywhere * valid
+        w = None if weight is None else widen(weight)
+        log_p = torch.log_softmax(widen(input), class_dim(input))
+        loss = index_losses(log_p, target, w, ignore_index, smoothing)
         if reduction == "mean":
-            weight_of_sample = None if w is None else w[torch.where(valid, target, 0).long()]
-            loss = loss.sum() / total_weight(valid, weight_of_sample)
-            return loss.to(input.dtype)
-        return reduced(loss, reduction).to(input.dtype)
+            loss = loss.sum() / divisor_of_mean(target, w, ignore_index)
+        elif reduction == "sum":
+            loss = loss.sum()
+        return loss.to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -56,6 +56,14 @@ def total_weight(valid: Tensor, weight: Tensor | None) -> Tensor:
     return valid.sum() if weight is None else torch.where(valid, weight, 0).sum()
 
 
+def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """Return the sum of a[n], given the weight of each class."""
+    valid = target != ignore_index
+    if weight is not None:
+        weight = widen(weight)[torch.where(valid, target, 0).long()]
+    return total_weight(valid, weight)
+
+
 class _NLLLoss(Function):
     generate_vmap_rule = True
 

@@ -98,6 +98,7 @@ _SUMS_ALREADY = {
 }
 # tests/test_attention.py has longer sequences.
 _FEW_KEYS = "the weights of so few keys are fewer numbers than the inputs, which we save"
+_ONE_SAMPLE = "the logits of one sample are fewer numbers than the gradients, which we save"
 _BIAS_ALONE = {"hessian": "torch.nn raises when batch norm with bias alone is differentiated twice"}
 
 _MIXED_WITHOUT_WEIGHT = {
@@ -205,6 +206,41 @@ def _class_losses() -> list[OpCase]:
             "cross_entropy": shared | smoothing | probability,
         }.items()
         for variant, arguments in table.items()
+    ]
+
+
+def _linear_cross_entropy() -> list[OpCase]:
+    target, weight = labels(8, classes=6), constant(uniform(6, low=0.2, high=2.0))
+    bias: dict[str, Any] = {"linear_bias": normal(6)}
+    ignoring: dict[str, Any] = {"target": given([0, 2, 3, 2, 1, 4, 2, 0]), "ignore_index": 2}
+    variants: dict[str, dict[str, Any]] = {
+        "mean": bias,
+        "no_bias": {},
+        "sum": {"reduction": "sum"} | bias,
+        "none": {"reduction": "none"} | bias,
+        "weight": {"weight": weight} | bias,
+        "ignore_index": {"weight": weight} | ignoring | bias,
+        "ignore_none": {"reduction": "none"} | ignoring,
+        "smoothing": {"weight": weight, "label_smoothing": 0.3} | ignoring | bias,
+        "smoothing_none": {"reduction": "none", "label_smoothing": 0.1},
+        "unbatched": {"input": normal(2), "target": given(3)} | bias,
+        "unbatched_none": {"input": normal(2), "target": given(3), "reduction": "none"},
+        "probabilities": {"target": probabilities(8, 6, dim=1)} | bias,
+        "image": {
+            "linear_weight": normal(4, 2, 2),
+            "linear_bias": normal(4, 2),
+            "target": labels(8, 2, classes=4),
+        },
+    }
+    arguments = {"input": normal(8, 2), "linear_weight": normal(6, 2), "target": target}
+    return [
+        OpCase(
+            "linear_cross_entropy",
+            variant,
+            arguments | changed,
+            exempt={"saved bytes": _ONE_SAMPLE} if "unbatched" in variant else {},
+        )
+        for variant, changed in variants.items()
     ]
 
 
@@ -705,6 +741,7 @@ CASES: tuple[OpCase, ...] = (
     *_elementwise(),
     *_softmax(),
     *_class_losses(),
+    *_linear_cross_entropy(),
     *_elementwise_losses(),
     *_batch_norm(),
     *_convolutions(),
@@ -757,6 +794,17 @@ EMPTY_CASES: tuple[OpCase, ...] = (
             "mse_loss": {"target": normal(0, 4)},
         }.items()
         for reduction in ("mean", "sum", "none")
+    ),
+    *(
+        OpCase(
+            "linear_cross_entropy",
+            variant,
+            {"input": normal(n, 2), "linear_weight": normal(5, 2), "target": target},
+        )
+        for variant, n, target in (
+            ("empty", 0, labels(0, classes=5)),
+            ("all_ignored", 2, given([-100, -100])),
+        )
     ),
     OpCase(
         "nll_loss",

@@ -12,7 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from manual_ops.testing.cases import CASES, OpCase
 from tests.harness import cases_for, first, on_differentiable, run, scalar, subject
 
-PARAMETERS = ("weight", "bias", "running_mean", "running_var", "pos_weight")
+PARAMETERS = (
+    *("weight", "bias", "running_mean", "running_var", "pos_weight"),
+    *("linear_weight", "linear_bias"),
+)
 
 
 def reference(case: OpCase) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
