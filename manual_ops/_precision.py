@@ -15,6 +15,8 @@ def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     Identity outside autocast. Like torch's own policy, float64 and non-floating tensors pass
     through. ``torch.amp.custom_fwd`` cannot be used instead: it breaks with ``setup_context``.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device_type = _device_type(tensors)
     if not _autocasts(device_type):
         return tensors
@@ -32,6 +34,8 @@ def full_precision(*tensors: Tensor | None, on_cpu: bool = True) -> tuple[Any, .
         *tensors: Any tensors or ``None``; those not of half precision pass through.
         on_cpu: False for the ops (softmax, log, ...) that torch leaves alone on CPU.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device_type = _device_type(tensors)
     if not _autocasts(device_type) or (device_type == "cpu" and not on_cpu):
         return tensors
