@@ -40,11 +40,12 @@ def _leaf(*shape: int) -> Tensor:
     return torch.randn(*shape).requires_grad_()
 
 
-def _elementwise(op: str, **settings: Any) -> Case:
+def _elementwise(op: str, label: str = "", **settings: Any) -> Case:
     return Case(
         op,
         lambda: {"input": _leaf(64, 64, 32, 32), **settings},
         lambda: {"input": _leaf(64, 512), **settings},
+        label,
     )
 
 
@@ -231,7 +232,7 @@ CASES = [
     _elementwise("elu"),
     _elementwise("silu"),
     _elementwise("gelu"),
-    _elementwise("gelu", approximate="tanh"),
+    _elementwise("gelu", "tanh", approximate="tanh"),
     _elementwise("hardswish"),
     _elementwise("hardsigmoid"),
     _layer_norm(),

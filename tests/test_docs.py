@@ -118,7 +118,9 @@ def run_shell(block: Block) -> None:
 
 
 def blurred(text: str) -> str:
-    return re.sub(r"\d[\d.e+-]*", "0", text.strip())
+    """Leave out digits, and the place of what is right: where its largest error happens to be."""
+    text = re.sub(r"( pass\b).*", r"\1", text.strip())
+    return re.sub(r"\d[\d.e+-]*", "0", text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,0 +1,199 @@
+"""MkDocs hook: the README as the first page, a page for each op, and formulas in every page.
+
+The page of an op is put together from its file in ``manual_ops/ops`` (the derivation is its
+docstring), its row of ``docs/conformance.md`` and its lines of ``docs/benchmarks_ops.txt``. Nothing
+of it is checked in, and torch is not needed: the files are read, not imported.
+"""
+
+import ast
+import html
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from formulas import display, inline
+
+ROOT = Path(__file__).parents[2]
+OPS = {path.stem: path for path in sorted((ROOT / "manual_ops/ops").glob("[!_]*.py"))}
+LABEL = re.compile(r"([A-Z][a-z]+):( +)(?=\S)")
+TIMING = re.compile(
+    r"(?P<op>\w+)( .*?)? +([\d.]+) ms +([\d.]+) ms +([\d.]+) \(.*?\) +([\d,]+) / ([\d,]+)$"
+)
+SAVED = ("saved bytes, ours", "torch.nn")
+FORMULAS = re.compile(r"^```formula\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^<!-- (\w+\.py) -->\n```python\n", re.MULTILINE)
+LABELS = {"Forward", "Jacobian", "Training", "Evaluation", "Backward", "Tangent"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the ops to the navigation."""
+    assert config.nav
+    config.nav.insert(-1, {"Ops": [{name: f"ops/{name}.md"} for name in OPS]})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made here."""
+    made = {f"ops/{name}.md": op_page(path) for name, path in OPS.items()}
+    for source, page in (("README.md", "index.md"), ("CONTRIBUTING.md", "contributing.md")):
+        text = (ROOT / source).read_text().replace("](docs/", "](")
+        text = text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+        made[page] = re.sub(r"\[([^]]*)\]\(LICENSE\)", r"\1", text)
+    for page, text in made.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Draw ``formula`` blocks, and name the files that blocks of code stand for."""
+    markdown = FORMULAS.sub(lambda found: formulas(found[1]), markdown)
+    return FILE.sub(r'```python title="\1"\n', markdown)
+
+
+def op_page(path: Path) -> str:
+    """Return the page of one op as Markdown."""
+    source = path.read_text()
+    module = ast.parse(source)
+    docstring = ast.get_docstring(module)
+    assert docstring
+    names = public_names(module)
+    first, _, derivation = docstring.partition("\n")
+    code = source[source.index('"""', 3) + 3 :].strip()
+    parts = [
+        f"# {path.stem}\n\n<p>{inline(first)}</p>",
+        f"## Derivation\n\n{derivation_html(derivation)}",
+        shared_derivations(derivation),
+        *(arguments(node) for node in module.body if getattr(node, "name", None) in names),
+        table_of_conformance(names),
+        table_of_costs(names),
+        f'## Code\n\n```python title="manual_ops/ops/{path.name}"\n{code}\n```\n',
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def public_names(module: ast.Module) -> set[str]:
+    """Return the functions of an op's file that ``manual_ops.functional`` exports."""
+    exported = set(re.findall(r"as (\w+)", (ROOT / "manual_ops/functional.py").read_text()))
+    return {node.name for node in module.body if isinstance(node, ast.FunctionDef)} & exported
+
+
+def derivation_html(text: str) -> str:
+    """Return a derivation as Markdown: formulas where lines are labelled or indented, and prose."""
+    parts = []
+    for kind, group in groupby(text.splitlines(), kind_of_line):
+        lines = list(group)
+        if kind == "formula":
+            parts.append(formulas("\n".join(lines)))
+        elif kind == "table":
+            parts.append("\n".join(["```text", *lines, "```"]))
+        elif kind == "prose":
+            parts.append(paragraph(" ".join(lines)))
+    return "\n\n".join(parts)
+
+
+def kind_of_line(line: str) -> str:
+    """Return what a line of a derivation is, by its label or indent."""
+    label = LABEL.match(line)
+    if line.startswith(" " * 5) or (label and label[1] in LABELS):
+        return "formula"
+    return "table" if line.startswith(" " * 4) else "prose" if line else "empty"
+
+
+def shared_derivations(text: str) -> str:
+    """Return the derivations that an op's one refers to, of files that are no op."""
+    parts = []
+    for name in dict.fromkeys(re.findall(r"\b(_\w+)\.py", text)):
+        docstring = ast.get_docstring(ast.parse((ROOT / f"manual_ops/ops/{name}.py").read_text()))
+        assert docstring
+        parts.append(f"### {name}.py\n\n{derivation_html(docstring)}")
+    return "\n\n".join(parts)
+
+
+def formulas(block: str) -> str:
+    """Return lines of formulas as HTML, with their labels beside them."""
+    rows = []
+    for line in block.rstrip().splitlines():
+        found = LABEL.match(line)
+        label, formula = (found[1], line[found.end() :]) if found else ("", line.strip())
+        pieces = re.split(r"(?<=\S) {2,}(?![=+])", re.sub(r" {2,}(?==)", " ", formula))
+        drawn = "".join(f"<span>{display(piece)}</span>" for piece in pieces)
+        rows.append(f"<dt>{label}</dt><dd>{drawn}</dd>")
+    return f'<dl class="formulas">{"".join(rows)}</dl>\n'
+
+
+def paragraph(text: str) -> str:
+    """Return prose as HTML, formulas in it drawn, files of ops linked, the source set apart."""
+    prose, mark, source = text.partition("Source: ")
+    drawn = re.sub(
+        r"(?<![\w/])(\w+)\.py",
+        lambda m: f'<a href="../{m[1]}/">{m[1]}</a>' if m[1] in OPS else m[0],
+        inline(prose),
+    )
+    reference = f'<p class="source">Source: {html.escape(source)}</p>' if mark else ""
+    return (f"<p>{drawn}</p>" if drawn.strip() else "") + reference
+
+
+def arguments(node: ast.FunctionDef) -> str:
+    """Return the signature of a function, and its arguments with their shapes."""
+    docstring = ast.get_docstring(node) or ""
+    parts = [f"## {node.name}\n\n```python\n{signature(node)}\n```"]
+    for name, body in re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n?|\n)+)", docstring, re.M):
+        indent = r"\n *" if name == "Returns" else r"\n {6,}"
+        items = re.sub(indent, " ", body.strip()).replace("|", r"\|").splitlines()
+        named = [("", item) if name == "Returns" else item.split(": ", 1) for item in items]
+        parts.append(
+            f"| {name} | |\n|---|---|\n"
+            + "\n".join(f"| {k.strip()} | {v.strip()} |" for k, v in named)
+        )
+    return "\n\n".join(parts)
+
+
+def signature(node: ast.FunctionDef) -> str:
+    """Return the head of a function's definition, one argument to a line if it is long."""
+    assert node.returns
+    returns, args = ast.unparse(node.returns), ast.unparse(node.args)
+    line = f"def {node.name}({args}) -> {returns}"
+    if len(line) <= 88:
+        return line
+    lines = "".join(f"    {arg},\n" for arg in re.split(r", (?=\*|\w+:)", args))
+    return f"def {node.name}(\n{lines}) -> {returns}"
+
+
+def table_of_conformance(names: set[str]) -> str:
+    """Return the op's rows of the table of conformance, as columns."""
+    lines = (ROOT / "docs/conformance.md").read_text().splitlines()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in lines if line.startswith("|")]
+    checks = rows[0][1:]
+    found = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in names}
+    if not found:
+        return ""
+    title = "".join(f" {name}: ours, torch.nn |" for name in found)
+    table = [f"| check |{title}", "|---" * (1 + len(found)) + "|"]
+    table += [f"| {' | '.join(cells)} |" for cells in zip(checks, *found.values(), strict=True)]
+    return "## Conformance\n\nFrom [the table of all ops](../conformance.md).\n\n" + "\n".join(
+        table
+    )
+
+
+def table_of_costs(names: set[str]) -> str:
+    """Return the op's lines of the benchmark as a table."""
+    origin, *lines = (ROOT / "docs/benchmarks_ops.txt").read_text().splitlines()
+    size, rows = "", []
+    for line in lines:
+        size = line.split()[0] if "quartiles" in line else size
+        found = TIMING.match(line)
+        if found and found["op"] in names:
+            op, label, *numbers = (cell or "" for cell in found.groups())
+            rows.append(f"| {op}{label}, {size} | {' | '.join(numbers)} |")
+    if not rows:
+        return ""
+    heads = (*("forward and backward", "ours, ms", "torch.nn, ms", "ratio"), *SAVED)
+    table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
+    return f"## Cost\n\n{origin.removeprefix('# ')}\n\n" + "\n".join(table)
