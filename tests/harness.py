@@ -15,26 +15,15 @@ from manual_ops.testing.cases import CASES, OpCase
 
 Op = Callable[..., Any]
 
-# Where the op under test is looked up; conformance.py holds torch.nn's to the same checks.
-library: Any = functional
 
-# Where torch.nn picks a kernel by the arguments, the strides of its gradients are the kernel's.
-STRIDES_BY_KERNEL = ("scaled_dot_product_attention", "multi_head_attention_forward")
-
-
-# One case of each op, where what is tested hangs on the op more than on its arguments.
-FIRST_CASES = tuple({case.op: case for case in reversed(CASES) if not case.exempt}.values())
-
-
-def cases_for(check: str = "", table: Sequence[OpCase] = CASES) -> pytest.MarkDecorator:
-    """Parametrise a test over every case that is not exempt from ``check``."""
-    cases = [case for case in table if check not in case.exempt]
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
+def cases_for(table: Sequence[OpCase] = CASES) -> pytest.MarkDecorator:
+    """Parametrise a test over every case of a table."""
+    return pytest.mark.parametrize("case", table, ids=lambda case: case.id)
 
 
 def subject(case: OpCase) -> Op:
     """The op under test."""
-    return getattr(library, case.op)
+    return getattr(functional, case.op)
 
 
 def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -116,26 +105,24 @@ def cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def assert_matches(ours: Run, theirs: Run, truth: Run, *, gradient_strides: bool = True) -> None:
+def assert_matches(ours: Run, theirs: Run, truth: Run) -> None:
     """Same dtypes, shapes and strides as torch.nn, and an error about as small as its own."""
     for part in ("outputs", "gradients", "buffers"):
         expected = getattr(theirs, part)
         assert getattr(ours, part).keys() == expected.keys()
         for name, tensor in getattr(ours, part).items():
-            strides = part != "gradients" or gradient_strides
-            assert_like(tensor, expected[name], name, strides=strides)
+            assert_like(tensor, expected[name], name)
             assert_as_accurate(tensor, expected[name], getattr(truth, part)[name], name)
 
 
-def assert_like(ours: Tensor, theirs: Tensor, name: str, *, strides: bool = True) -> None:
-    """Same dtype, device, shape and, unless told otherwise, strides."""
+def assert_like(ours: Tensor, theirs: Tensor, name: str) -> None:
+    """Same dtype, device, shape and strides."""
     for attribute in ("dtype", "device", "shape"):
         expected, found = getattr(theirs, attribute), getattr(ours, attribute)
         assert found == expected, f"{name}: {attribute} {found}, torch.nn {expected}"
-    if strides:
-        assert _layout(ours) == _layout(theirs), (
-            f"{name}: strides {ours.stride()}, torch.nn {theirs.stride()}"
-        )
+    assert _layout(ours) == _layout(theirs), (
+        f"{name}: strides {ours.stride()}, torch.nn {theirs.stride()}"
+    )
 
 
 def _layout(tensor: Tensor) -> list[int]:

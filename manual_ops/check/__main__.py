@@ -227,7 +227,8 @@ def _check_library(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(matrix.to_json(), indent=2))
     elif options.markdown:
-        print(*matrix.markdown(f"python -m manual_ops.check {' '.join(sys.argv[1:])}"), sep="\n")
+        command = f"python -m manual_ops.check {' '.join(sys.argv[1:])} > docs/conformance.md"
+        print(*matrix.markdown(command), sep="\n")
     else:
         print(*matrix.lines(shutil.get_terminal_size((120, 24)).columns), sep="\n")
     return 0 if matrix.ok else 1

@@ -26,7 +26,9 @@ LIBRARIES: dict[str, Any] = {
 }
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
 
-# A compilation takes longer than all other checks: the first case of an op stands for all.
+# A compilation takes longer than all other checks: one case of an op stands for all, the first that
+# updates nothing in place.
+FIRST_CASES = tuple({case.op: case for case in reversed(CASES) if not case.buffers}.values())[::-1]
 FIRST_CASE_ALONE = tuple(
     name for name, one in CHECKS.items() if one.rows.__module__ == compilation.__name__
 )
@@ -37,6 +39,8 @@ def check_case(
     library: Any = manual_ops.functional,
     only: Sequence[str] | None = None,
     skip: Sequence[str] = (),
+    device: str = "cpu",
+    backend: str = "aot_eager",
 ) -> Report:
     """Check the op of a case, in float32, against its reference.
 
@@ -45,8 +49,10 @@ def check_case(
         library: Where the op is looked up.
         only: Names of the checks to run; by default all.
         skip: Names of checks to leave out.
+        device: Where the arguments are.
+        backend: Of torch.compile.
     """
-    arguments = case.sample(torch.float32)
+    arguments = case.sample(torch.float32, device)
     for name in case.differentiable:
         arguments[name].requires_grad_()
     return check(
@@ -55,7 +61,8 @@ def check_case(
         reference=case.reference,
         mutates=case.buffers,
         only=only,
-        skip=[*skip, *(name for name in case.exempt if name in CHECKS)],
+        skip=[*skip, *case.exempt],
+        backend=backend,
     )
 
 
@@ -192,8 +199,8 @@ class Matrix:
         yield (
             f"Each cell is {', then '.join(self.libraries)}. ✓: the check passed on every case of "
             "the op in `manual_ops/testing/cases.py`; ✗: it failed on some, and the list below "
-            "says on which; ·: there is nothing to check. In the columns of compilation the first "
-            f"case of an op stands for all. ✓: {self.summary()}.\n"
+            "says on which; ·: there is nothing to check. In the columns of compilation one case "
+            f"of an op stands for all. ✓: {self.summary()}.\n"
         )
         for group, names in self.groups():
             yield f"## {group.capitalize()}\n"
@@ -203,6 +210,12 @@ class Matrix:
                 yield _row(f"`{op}`", *(self.cell(op, name) for name in names))
             yield ""
             yield from (f"- {name}: {CHECKS[name].meaning}" for name in names)
+            yield ""
+        if "saved bytes" in self.checks:
+            yield "## Saved bytes\n\nFor backward, in the first case of each op, in float32:\n"
+            for op in self.ops:
+                first = self.of(self.libraries[0], op, "saved bytes")[0]
+                yield f"- {_escaped(op)}, {first.variant}: {first.row.detail}"
             yield ""
         yield "## Failures\n\nThe first of its kind, and the cases that fail:\n"
         yield from (f"- {_escaped(line)}" for line in self.failures())
@@ -240,8 +253,8 @@ def _run_op(job: tuple[str, str, tuple[str, ...]]) -> list[Outcome]:
     library, op, checks = job
     torch.set_num_threads(1)  # the processes share the cores
     outcomes = []
-    for number, case in enumerate(case for case in CASES if case.op == op):
-        skip = FIRST_CASE_ALONE if number else ()
+    for case in (case for case in CASES if case.op == op):
+        skip = () if case in FIRST_CASES else FIRST_CASE_ALONE
         report = check_case(case, LIBRARIES[library], only=checks, skip=skip)
         outcomes += [Outcome(library, op, case.variant, row) for row in report.rows]
     return outcomes

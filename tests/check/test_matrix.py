@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,10 @@ def test_lines_fit_the_terminal() -> None:
 
 
 def test_markdown_shows_every_op_and_check() -> None:
-    page = "\n".join(Matrix(LIBRARIES, OPS, tuple(CHECKS), ()).markdown("command"))
+    saved = Row("saved bytes", "pass", detail="8 bytes")
+    outcomes = tuple(Outcome("manual_ops", op, "matrix", saved) for op in OPS)
+    page = "\n".join(Matrix(LIBRARIES, OPS, tuple(CHECKS), outcomes).markdown("command"))
+    assert page.count(", matrix: 8 bytes") == len(OPS)
     for op in OPS:
         assert f"\n| `{op}` | " in page
     for name, one in CHECKS.items():
@@ -83,3 +87,14 @@ def test_command(capfd: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capfd.readouterr().out)
     assert {row["verdict"] for row in rows if row["check"] == "double backward"} == {"FAIL"}
     assert {row["library"] for row in rows} == {"torch.nn"}
+
+
+def test_page_is_up_to_date() -> None:
+    """A row for every op and a column for every check; only the marks need the command."""
+    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    every = Matrix(LIBRARIES, OPS, tuple(CHECKS), ())
+    for _, names in every.groups():
+        _, _, table = page.partition(f"| op | {' | '.join(names)} |\n")
+        rows = table.split("\n\n")[0].splitlines()[1:]
+        assert [row.split("|")[1].strip(" `") for row in rows] == list(OPS)
+        assert not [row for row in rows if "| ✗" in row], "ours fails"

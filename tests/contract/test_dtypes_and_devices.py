@@ -1,4 +1,4 @@
-"""Integer and complex inputs, and tensors without data: as torch.nn, or a clear refusal."""
+"""Integer and complex inputs: as torch.nn, or a clear refusal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,9 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from manual_ops import functional
-from manual_ops.testing.cases import OpCase
-from tests.harness import STRIDES_BY_KERNEL, assert_like, cases_for, first, random_like, subject
+from tests.harness import random_like
 
 Call = Callable[[Any], Tensor | tuple[Tensor, ...]]
-
-
-@cases_for()
-def test_meta_device(case: OpCase) -> None:
-    """Shapes, dtypes and strides of outputs and gradients, computed from no data at all."""
-    arguments = case.sample(torch.float32, "meta")
-    leaves = {name: arguments[name].requires_grad_() for name in case.differentiable}
-    results = []
-    for op in (subject(case), case.reference):
-        output = first(op(**(arguments | leaves)))
-        results.append([output, *torch.autograd.grad(output.sum(), list(leaves.values()))])
-    for ours, theirs in zip(*results, strict=True):
-        assert_like(ours, theirs, case.id, strides=case.op not in STRIDES_BY_KERNEL)
 
 
 INTEGERS = torch.arange(-8, 8).reshape(1, 1, 4, 4)

@@ -1,0 +1,60 @@
+"""What batch norm alone has to keep to: statistics that it updates, inputs in another dtype."""
+
+import pytest
+import torch
+from torch.func import vmap
+
+from manual_ops.testing.cases import CASES, OpCase
+from tests.harness import assert_matches, cast, random_like, run, subject
+
+BATCH_NORM = [case for case in CASES if case.op == "batch_norm"]
+
+
+@pytest.mark.parametrize("case", BATCH_NORM, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_input_with_float32_statistics(case: OpCase, dtype: torch.dtype) -> None:
+    arguments = case.sample(torch.float32)
+    arguments["input"] = arguments["input"].to(dtype)
+    wide = cast(arguments, torch.float64)
+    ours, theirs, truth = (
+        run(case, op, given, lambda output: random_like(output, 1, dtype))
+        for op, given in (
+            (subject(case), arguments),
+            (case.reference, arguments),
+            (case.reference, wide),
+        )
+    )
+    assert_matches(ours, theirs, truth)
+
+
+def test_far_from_zero(device: str) -> None:
+    """A mean of 100 deviations: sums that cancel may cost a digit against torch.nn, not more."""
+    case = next(case for case in CASES if case.id == "batch_norm-train_no_statistics")
+    arguments = case.sample(torch.float32, device)
+    arguments["input"] = random_like(torch.empty(16, 3, 8, 8, device=device), 2) + 100
+    error = {}
+    truth = run(case, case.reference, cast(arguments, torch.float64), lambda o: random_like(o, 1))
+    for name, op in (("ours", subject(case)), ("torch.nn", case.reference)):
+        found = run(case, op, arguments, lambda o: random_like(o, 1))
+        error[name] = [
+            (gradient - truth.gradients[argument]).abs().max()
+            for argument, gradient in found.gradients.items()
+        ]
+    for ours, theirs in zip(error["ours"], error["torch.nn"], strict=True):
+        assert ours < 10 * theirs
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in BATCH_NORM if case.buffers and case.arguments.get("training")],
+    ids=lambda case: case.id,
+)
+def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
+    """As torch.nn does: one running mean cannot follow several batches at once."""
+    arguments = case.sample()
+    batches = torch.stack([arguments.pop("input")] * 3)
+    before = {name: arguments[name].clone() for name in case.buffers}
+    for op in (case.reference, subject(case)):
+        with pytest.raises(RuntimeError):
+            vmap(lambda input, op=op: op(input, **arguments))(batches)
+        assert all(torch.equal(arguments[name], value) for name, value in before.items())
