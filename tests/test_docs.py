@@ -80,7 +80,7 @@ def run_python(block: Block, names: dict) -> None:
 
 
 def run_check(args: list[str], printed: str | None) -> None:
-    if "path/to" in " ".join(args):  # the reader's own file
+    if "path/to" in " ".join(args) or "--all" in args:  # the reader's own file; minutes
         return
     failed = check_command(args)
     assert failed == (printed is not None and "FAIL" in printed)

@@ -46,7 +46,7 @@ def test_a_wrong_op() -> None:
 
 
 def test_a_required_check_has_to_apply() -> None:
-    with pytest.raises(CheckError, match=r"(?s)not applicable: forward mode\n.*no jvp"):
+    with pytest.raises(CheckError, match="required but not applicable: forward mode\n"):
         assert_op_ok(Plain, X, only=CHECKS, require=["forward mode"])
 
 
