@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,8 +28,17 @@ def process_group() -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
-    # Gloo beside NCCL, so that what lives on the CPU is exchanged without waiting for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # torchrun keeps its store over a restart: without a name of its own, an attempt may find the
+    # addresses of the one before, whose processes are dead.
+    store, rank, world_size = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        # Gloo beside NCCL, so that what lives on the CPU is exchanged without waiting for the GPU.
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world_size,
+    )
     try:
         with contextlib.ExitStack() as stack:
             if not is_first():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
 from manual_ops import functional
-from manual_ops.testing.cases import OpCase
+from manual_ops.testing.cases import CASES, OpCase
 from tests.harness import (
     cases_for,
     first,
@@ -88,11 +88,9 @@ def test_no_function_without_grad_mode(case: OpCase) -> None:
         assert not called & {"setup_context", "save_for_backward"}
 
 
-@cases_for()
+# One generator serves all threads.
+@cases_for(table=[case for case in CASES if not case.random])
 def test_threads_do_not_disturb_each_other(case: OpCase) -> None:
-    if case.random:
-        pytest.skip("one generator serves all threads")
-
     def work(seed: int) -> list[Tensor]:
         result = run(case, subject(case), case.sample(seed=seed), lambda o: random_like(o, seed))
         return [*result.outputs.values(), *result.gradients.values()]

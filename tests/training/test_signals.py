@@ -17,6 +17,15 @@ def test_a_signal_is_noted(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler: SIGINT is ignored in a program that a shell put in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_is_obeyed_at_once():
     def interrupt_twice():
         with StopSignals():
