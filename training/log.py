@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ class TensorBoardLogger(Logger):
         """
         from torch.utils.tensorboard import SummaryWriter  # imports for over a second
 
+        # TensorBoard reads the files in the order of their names, which begin with the second.
+        taken = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
+        while str(int(time.time())) in taken:
+            time.sleep(0.05)
         # max_queue: the metrics of many steps come at once, and training must not wait for them.
         self._writer: Any = SummaryWriter(directory, purge_step=purge_step, max_queue=1000)
 
