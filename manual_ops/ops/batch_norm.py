@@ -115,14 +115,16 @@ class _TrainingBatchNorm(Function):
         centred = widen(input) - _per_channel(mean, input)
         mean_tangent = tangent.mean(over)
         rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
-        output_tangent = (tangent - _per_channel(mean_tangent, input)) * _per_channel(rstd, input)
-        output_tangent = output_tangent + centred * _per_channel(rstd_tangent, input)
-        if weight is not None:
-            output_tangent = output_tangent * _per_channel(weight, input)
-        if weight_tangent is not None:
-            output_tangent = output_tangent + centred * _per_channel(rstd * weight_tangent, input)
-        if bias_tangent is not None:
-            output_tangent = output_tangent + _per_channel(bias_tangent, input)
+        output_tangent = _output_tangent(
+            tangent,
+            centred,
+            rstd,
+            weight,
+            mean_tangent,
+            rstd_tangent,
+            weight_tangent,
+            bias_tangent,
+        )
         return output_tangent.to(input.dtype), mean_tangent, rstd_tangent, None
 
 
@@ -218,6 +220,29 @@ def _fused_evaluation(
     return torch.nn.functional.batch_norm(
         input, running_mean, running_var, weight, bias, training=False, eps=eps
     )
+
+
+def _output_tangent(
+    tangent: Tensor,
+    centred: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    mean_tangent: Tensor,
+    rstd_tangent: Tensor,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+) -> Tensor:
+    """Return y' = w (r (x' - m') + r' (x - m)) + w' h + b'."""
+    output_tangent = tangent - _per_channel(mean_tangent, tangent)
+    output_tangent = output_tangent * _per_channel(rstd, tangent)
+    output_tangent = output_tangent + centred * _per_channel(rstd_tangent, tangent)
+    if weight is not None:
+        output_tangent = output_tangent * _per_channel(weight, tangent)
+    if weight_tangent is not None:
+        output_tangent = output_tangent + centred * _per_channel(rstd * weight_tangent, tangent)
+    if bias_tangent is not None:
+        output_tangent = output_tangent + _per_channel(bias_tangent, tangent)
+    return output_tangent
 
 
 def _combined(

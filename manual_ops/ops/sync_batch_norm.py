@@ -37,7 +37,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._precision import widen
-from .batch_norm import _normalised, _over_positions, _per_channel, _positions
+from .batch_norm import _normalised, _output_tangent, _over_positions, _per_channel, _positions
 
 
 class _SumOverProcesses(Function):
@@ -135,14 +135,16 @@ class _SyncBatchNorm(Function):
         sums = torch.stack([tangent.sum(over), (centred * tangent).sum(over)])
         mean_tangent, rstd_tangent = (_sum_over_processes(sums, ctx.group) / count).unbind()
         rstd_tangent = -(rstd**3) * rstd_tangent
-        output_tangent = (tangent - _per_channel(mean_tangent, input)) * _per_channel(rstd, input)
-        output_tangent = output_tangent + centred * _per_channel(rstd_tangent, input)
-        if weight is not None:
-            output_tangent = output_tangent * _per_channel(weight, input)
-        if weight_tangent is not None:
-            output_tangent = output_tangent + centred * _per_channel(rstd * weight_tangent, input)
-        if bias_tangent is not None:
-            output_tangent = output_tangent + _per_channel(bias_tangent, input)
+        output_tangent = _output_tangent(
+            tangent,
+            centred,
+            rstd,
+            weight,
+            mean_tangent,
+            rstd_tangent,
+            weight_tangent,
+            bias_tangent,
+        )
         return output_tangent.to(input.dtype), mean_tangent, rstd_tangent, None, None
 
 
