@@ -12,19 +12,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as torch_functional
 
 import manual_ops
 from manual_ops.check import compilation
 from manual_ops.check.report import Report, Row
 from manual_ops.check.run import CHECKS, check, select
 from manual_ops.testing.cases import CASES, OpCase
+from manual_ops.testing.compositions import torch_op
+
+OPS = tuple(dict.fromkeys(case.op for case in CASES))
 
 LIBRARIES: dict[str, Any] = {
     "manual_ops": manual_ops.functional,
-    "torch.nn": SimpleNamespace(**vars(torch_functional), log=torch.log),
+    "torch.nn": SimpleNamespace(**{name: torch_op(name) for name in OPS}),
 }
-OPS = tuple(dict.fromkeys(case.op for case in CASES))
 
 # A compilation takes longer than all other checks: one case of an op stands for all, the first that
 # updates nothing in place.

@@ -26,6 +26,7 @@ are therefore outputs of the Function, and what reaches them as cotangents is pa
 Source: Ioffe and Szegedy, Batch Normalization (2015), section 3.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class _TrainingBatchNorm(Function):
         x, n = widen(input), _positions(input)
         variance, mean = torch.var_mean(x, _over_positions(x), correction=0)
         rstd = torch.rsqrt(variance + eps)
-        output = _normalised(x, mean, rstd, weight, bias).to(input.dtype)
+        output = normalised(x, mean, rstd, weight, bias).to(input.dtype)
         return output, mean, rstd, variance * (n / max(n - 1, 1))
 
     @staticmethod
@@ -74,32 +75,9 @@ class _TrainingBatchNorm(Function):
         _grad_variance: None,
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_input = grad_weight = grad_bias = None
-        g = None if grad_output is None else widen(grad_output)
-        if needs_input or needs_weight:
-            centred = widen(input) - _per_channel(mean, input)
-        if g is not None and (needs_input or needs_bias):
-            grad_bias = g.sum(_over_positions(g))
-        if g is not None and (needs_input or needs_weight):
-            grad_weight = (g * centred).sum(_over_positions(g)) * rstd
-        if needs_input:
-            # dL/dx = scale g + slope (x - m) + shift, each of the three a number per channel
-            n = _positions(input)
-            slope = torch.zeros_like(rstd) if grad_rstd is None else -grad_rstd * rstd**3 / n
-            shift = torch.zeros_like(mean) if grad_mean is None else grad_mean / n
-            scale = None
-            if g is not None:
-                scale = rstd if weight is None else rstd * weight
-                slope = slope - scale * rstd * grad_weight / n
-                shift = shift - scale * grad_bias / n
-            grad_input = _combined(scale, g, slope, centred, shift).to(input.dtype)
-        return (
-            grad_input,
-            grad_weight if needs_weight else None,
-            grad_bias if needs_bias else None,
-            None,
-        )
+        cotangents = (grad_output, grad_mean, grad_rstd)
+        needs = ctx.needs_input_grad[:3]
+        return *training_gradients(*cotangents, input, weight, mean, rstd, needs), None
 
     @staticmethod
     def jvp(
@@ -110,22 +88,66 @@ class _TrainingBatchNorm(Function):
         _eps: None,
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd = ctx.saved_tensors
-        over = _over_positions(input)
-        tangent = widen(torch.zeros_like(input) if input_tangent is None else input_tangent)
+        tangents = (input_tangent, weight_tangent, bias_tangent)
+        return *training_tangents(*tangents, input, weight, mean, rstd), None
+
+
+def training_gradients(
+    grad_output: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_rstd: Tensor | None,
+    input: Any,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Return those gradients of input, weight and bias that ``needs`` asks for, in training."""
+    needs_input, needs_weight, needs_bias = needs
+    grad_input: Tensor | None = None
+    grad_weight: Any = None
+    grad_bias: Any = None
+    g = None if grad_output is None else widen(grad_output)
+    if needs_input or needs_weight:
         centred = widen(input) - _per_channel(mean, input)
-        mean_tangent = tangent.mean(over)
-        rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
-        output_tangent = _output_tangent(
-            tangent,
-            centred,
-            rstd,
-            weight,
-            mean_tangent,
-            rstd_tangent,
-            weight_tangent,
-            bias_tangent,
-        )
-        return output_tangent.to(input.dtype), mean_tangent, rstd_tangent, None
+    if g is not None and (needs_input or needs_bias):
+        grad_bias = g.sum(_over_positions(g))
+    if g is not None and (needs_input or needs_weight):
+        grad_weight = (g * centred).sum(_over_positions(g)) * rstd
+    if needs_input:
+        # dL/dx = scale g + slope (x - m) + shift, each of the three a number per channel
+        n = _positions(input)
+        slope = torch.zeros_like(rstd) if grad_rstd is None else -grad_rstd * rstd**3 / n
+        shift = torch.zeros_like(mean) if grad_mean is None else grad_mean / n
+        scale = None
+        if g is not None:
+            scale = rstd if weight is None else rstd * weight
+            slope = slope - scale * rstd * grad_weight / n
+            shift = shift - scale * grad_bias / n
+        grad_input = _combined(scale, g, slope, centred, shift).to(input.dtype)
+    return grad_input, grad_weight if needs_weight else None, grad_bias if needs_bias else None
+
+
+def training_tangents(
+    input_tangent: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y', m' and r' in training."""
+    over = _over_positions(input)
+    tangent = widen(torch.zeros_like(input) if input_tangent is None else input_tangent)
+    centred = widen(input) - _per_channel(mean, input)
+    mean_tangent = tangent.mean(over)
+    rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
+    statistics = (mean_tangent, rstd_tangent)
+    output_tangent = _output_tangent(
+        tangent, centred, rstd, weight, *statistics, weight_tangent, bias_tangent
+    )
+    return output_tangent.to(input.dtype), *statistics
 
 
 class _EvaluationBatchNorm(Function):
@@ -141,7 +163,7 @@ class _EvaluationBatchNorm(Function):
         eps: float,
     ) -> Tensor:
         rstd = torch.rsqrt(widen(running_var) + eps)
-        return _normalised(widen(input), running_mean, rstd, weight, bias).to(input.dtype)
+        return normalised(widen(input), running_mean, rstd, weight, bias).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -195,7 +217,7 @@ class _EvaluationBatchNorm(Function):
         return tangent.to(input.dtype)
 
 
-def _fused_training(
+def fused_training(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
@@ -208,7 +230,7 @@ def _fused_training(
     return output, mean, rstd, statistics[1]
 
 
-def _fused_evaluation(
+def fused_evaluation(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -272,9 +294,10 @@ def _per_channel(channels: Tensor, like: Tensor) -> Tensor:
     return channels.reshape(-1, *(1 for _ in range(like.dim() - 2)))
 
 
-def _normalised(
+def normalised(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
+    """Return ``h w + b``."""
     output = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
     if weight is not None:
         output = output * _per_channel(weight, x)
@@ -282,8 +305,8 @@ def _normalised(
 
 
 _EXPECTS = "input (N, C, *) of floating dtype and (C,) for everything else"
-_training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, _fused_training)
-_evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS, _fused_evaluation)
+_training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, fused_training)
+_evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS, fused_evaluation)
 
 
 def batch_norm(
@@ -319,7 +342,7 @@ def batch_norm(
         RuntimeError: A per-channel argument of another length than C; no running statistics in
             evaluation.
     """
-    _check(input, training, eps, running_mean, running_var, weight, bias)
+    check(input, training, eps, running_mean, running_var, weight, bias)
     if input.numel() == 0:  # no statistics: nothing to normalise by, nothing to track
         training = False
         running_mean, running_var = input.new_zeros(input.shape[1]), input.new_ones(input.shape[1])
@@ -328,14 +351,24 @@ def batch_norm(
         output = _evaluation_batch_norm(input, weight, bias, running_mean, running_var, eps)
         return output
     output, mean, _rstd, unbiased_variance = _training_batch_norm(input, weight, bias, eps)
-    # Outside the Function: an in-place change inside it would be hidden from autograd.
-    for running, batch in ((running_mean, mean), (running_var, unbiased_variance)):
-        if running is not None:
-            running.add_(batch.detach() - running, alpha=momentum)
+    track((running_mean, running_var), (mean, unbiased_variance), momentum)
     return output
 
 
-def _check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
+def track(
+    running: tuple[Tensor | None, Tensor | None], batch: tuple[Tensor, Tensor], momentum: float
+) -> None:
+    """Move running statistics towards those of a batch, by the share ``momentum``.
+
+    Outside a Function: an in-place change inside it would be hidden from autograd.
+    """
+    for moved, towards in zip(running, batch, strict=True):
+        if moved is not None:
+            moved.add_(towards.detach() - moved, alpha=momentum)
+
+
+def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
+    """Refuse what no batch norm can take; ``channels`` are the arguments of shape ``(C,)``."""
     if input.dim() < 2:
         raise RuntimeError(f"batch_norm: expected input (N, C, *), got {tuple(input.shape)}")
     if training and input.numel() == input.shape[1] > 0:

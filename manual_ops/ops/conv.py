@@ -23,7 +23,7 @@ Bengio, Courville, Deep Learning (2016), section 9.5.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,9 +63,8 @@ class _Convolution(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias, *ctx.geometry = inputs
-        ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
-        ctx.channels_last = is_channels_last(input) or is_channels_last(weight)
+        input, weight, _bias, *geometry = inputs
+        remember(ctx, input, weight, geometry)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -74,25 +73,8 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        grad_output = laid_out(grad_output, ctx.channels_last)
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = _by_real_parts(
-                lambda g, w: _input_gradient(g, w, ctx.input_shape, *ctx.geometry),
-                grad_output,
-                weight.conj(),
-            )
-            grad_input = laid_out(grad_input, ctx.channels_last)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _by_real_parts(
-                lambda g, x: weight_gradient(g, x, ctx.weight_shape, *ctx.geometry),
-                grad_output,
-                input.conj(),
-            )
-            grad_weight = laid_out(grad_weight, ctx.channels_last)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
-        return grad_input, grad_weight, grad_bias, None, None, None, None
+        found = gradients(ctx, grad_output, input, weight, ctx.needs_input_grad[:3])
+        return *found, None, None, None, None
 
     @staticmethod
     def jvp(
@@ -103,8 +85,54 @@ class _Convolution(Function):
         *_: None,
     ) -> Tensor:
         input, weight = ctx.saved_tensors
-        tangent = _Convolution.forward(input_tangent, weight, bias_tangent, *ctx.geometry)
-        return tangent + _Convolution.forward(input, weight_tangent, None, *ctx.geometry)
+        tangents = (input_tangent, weight_tangent, bias_tangent)
+        return tangent(input, weight, *tangents, ctx.geometry)
+
+
+def remember(ctx: Any, input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> None:
+    """Keep on ``ctx`` what :func:`gradients` needs beside tensors."""
+    ctx.geometry = geometry
+    ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
+    ctx.channels_last = is_channels_last(input) or is_channels_last(weight)
+
+
+def gradients(
+    ctx: Any, grad_output: Tensor, input: Any, weight: Any, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return those gradients of input, weight and bias that ``needs`` asks for."""
+    needs_input, needs_weight, needs_bias = needs
+    grad_output = laid_out(grad_output, ctx.channels_last)
+    grad_input = grad_weight = grad_bias = None
+    if needs_input:
+        grad_input = _by_real_parts(
+            lambda g, w: _input_gradient(g, w, ctx.input_shape, *ctx.geometry),
+            grad_output,
+            weight.conj(),
+        )
+        grad_input = laid_out(grad_input, ctx.channels_last)
+    if needs_weight:
+        grad_weight = _by_real_parts(
+            lambda g, x: weight_gradient(g, x, ctx.weight_shape, *ctx.geometry),
+            grad_output,
+            input.conj(),
+        )
+        grad_weight = laid_out(grad_weight, ctx.channels_last)
+    if needs_bias:
+        grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+    return grad_input, grad_weight, grad_bias
+
+
+def tangent(
+    input: Tensor,
+    weight: Tensor,
+    input_tangent: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor | None,
+    geometry: Sequence[Any],
+) -> Tensor:
+    """Return ``conv(x', W) + conv(x, W') + b'``."""
+    output_tangent = _Convolution.forward(input_tangent, weight, bias_tangent, *geometry)
+    return output_tangent + _Convolution.forward(input, weight_tangent, None, *geometry)
 
 
 def _by_real_parts(
@@ -142,14 +170,14 @@ def _input_gradient(
     )
 
 
-_convolution = bind(
-    _Convolution,
+EXPECTS = (
     "input (N, C_in, *), weight (C_out, C_in / groups, *) and bias (C_out,), all of one dtype, "
-    "a kernel no larger than the padded input, stride and dilation >= 1, padding >= 0",
+    "a kernel no larger than the padded input, stride and dilation >= 1, padding >= 0"
 )
+_convolution = bind(_Convolution, EXPECTS)
 
 
-def _convolve(
+def convolve(
     name: str,
     input: Tensor,
     weight: Tensor,
@@ -158,7 +186,9 @@ def _convolve(
     padding: IntOrTuple | str,
     dilation: IntOrTuple,
     groups: int,
+    op: Callable[..., Tensor] = _convolution,
 ) -> Tensor:
+    """Check the arguments of the op ``name``, resolve ``padding`` and call ``op``."""
     dims = int(name[4])
     if weight.dim() != dims + 2 or input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
@@ -166,13 +196,12 @@ def _convolve(
             f"{dims + 2}D weight, got input {tuple(input.shape)} and weight {tuple(weight.shape)}"
         )
     strides, dilations = as_tuple(stride, dims), as_tuple(dilation, dims)
-    if isinstance(padding, str):
-        input, paddings = _resolve_padding(padding, input, weight, strides, dilations)
-    else:
-        paddings = as_tuple(padding, dims)
+    paddings = symmetric_padding(padding, weight, strides, dilations)
+    if paddings is None:
+        input, paddings = _padded_at_the_end(input, weight, dilations)
     input_, weight_, bias_ = lower_precision(input, weight, bias)
     unbatched = input.dim() == dims + 1
-    output: Tensor = _convolution(
+    output = op(
         input_.unsqueeze(0) if unbatched else input_,
         weight_,
         bias_,
@@ -184,35 +213,45 @@ def _convolve(
     return output.squeeze(0) if unbatched else output
 
 
-def _resolve_padding(
-    padding: str,
-    input: Tensor,
+def symmetric_padding(
+    padding: IntOrTuple | str,
     weight: Tensor,
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the input and the padding that ``valid`` or ``same`` stands for.
-
-    Where ``same`` needs an odd total, the input comes back padded at its far end.
-    """
+) -> tuple[int, ...] | None:
+    """Return ``padding`` as numbers; None where ``same`` needs more at one end than the other."""
+    if not isinstance(padding, str):
+        return as_tuple(padding, len(stride))
     if padding == "valid":
-        return input, (0,) * len(stride)
+        return (0,) * len(stride)
+    totals = _same_padding(padding, weight, stride, dilation)
+    return None if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
+
+
+def _same_padding(
+    padding: str, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> list[int]:
+    """Return how many zeros ``same`` adds along each dim, at both ends together."""
     if padding != "same":
         raise RuntimeError(f"Invalid padding string: expected 'valid' or 'same', got {padding!r}")
     if any(s != 1 for s in stride):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions: {stride}")
-    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(total % 2 for total in totals):
-        if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
-            warnings.warn(
-                "Using padding='same' with even kernel lengths and odd dilation may require a "
-                "zero-padded copy of the input be created",
-                stacklevel=4,
-            )
-        input = torch.nn.functional.pad(
-            input, [extra for total in reversed(totals) for extra in (0, total % 2)]
+    return [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+
+
+def _padded_at_the_end(
+    input: Tensor, weight: Tensor, dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the input, padded at its far ends, and the padding that ``same`` still asks for."""
+    totals = _same_padding("same", weight, (1,), dilation)
+    if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
+        warnings.warn(
+            "Using padding='same' with even kernel lengths and odd dilation may require a "
+            "zero-padded copy of the input be created",
+            stacklevel=4,
         )
-    return input, tuple(total // 2 for total in totals)
+    ends = [extra for total in reversed(totals) for extra in (0, total % 2)]
+    return torch.nn.functional.pad(input, ends), tuple(total // 2 for total in totals)
 
 
 def conv1d(
@@ -242,7 +281,7 @@ def conv1d(
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
     """
-    return _convolve("conv1d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve("conv1d", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -272,4 +311,4 @@ def conv2d(
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
     """
-    return _convolve("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve("conv2d", input, weight, bias, stride, padding, dilation, groups)

@@ -17,6 +17,7 @@ Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 6.5.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,22 +46,41 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = grad_output @ weight.conj()
-        if ctx.needs_input_grad[1]:
-            grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
-        if ctx.needs_input_grad[2]:
-            grad_bias = _as_rows(grad_output).sum(0)
-        return grad_input, grad_weight, grad_bias
+        return gradients(grad_output, input, weight, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(
         ctx: Any, input_tangent: Tensor, weight_tangent: Tensor, bias_tangent: Tensor | None
     ) -> Tensor:
         input, weight = ctx.saved_tensors
-        tangent: Tensor = input_tangent @ weight.mT + input @ weight_tangent.mT
-        return tangent if bias_tangent is None else tangent + bias_tangent
+        return tangent(input, weight, input_tangent, weight_tangent, bias_tangent)
+
+
+def gradients(
+    grad_output: Tensor, input: Any, weight: Any, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return those gradients of input, weight and bias that ``needs`` asks for."""
+    grad_input = grad_weight = grad_bias = None
+    needs_input, needs_weight, needs_bias = needs
+    if needs_input:
+        grad_input = grad_output @ weight.conj()
+    if needs_weight:
+        grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
+    if needs_bias:
+        grad_bias = _as_rows(grad_output).sum(0)
+    return grad_input, grad_weight, grad_bias
+
+
+def tangent(
+    input: Tensor,
+    weight: Tensor,
+    input_tangent: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor | None,
+) -> Tensor:
+    """Return ``x' W^T + x W'^T + b'``."""
+    output_tangent: Tensor = input_tangent @ weight.mT + input @ weight_tangent.mT
+    return output_tangent if bias_tangent is None else output_tangent + bias_tangent
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -69,11 +89,11 @@ def _as_rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-_linear = bind(
-    _Linear,
+EXPECTS = (
     "input (*, in_features) of at least one dim, weight (out_features, in_features) "
-    "and bias (out_features,), all of one dtype",
+    "and bias (out_features,), all of one dtype"
 )
+_linear = bind(_Linear, EXPECTS)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

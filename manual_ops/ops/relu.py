@@ -16,13 +16,14 @@ from .._apply import bind_pointwise, may_overwrite
 from ._bits import stopped
 
 
-def _chain(tangent: Tensor, output: Tensor) -> Tensor:
+def chain(tangent: Tensor, output: Tensor) -> Tensor:
+    """Return ``tangent`` where ``output`` is positive, 0 elsewhere."""
     if may_overwrite(tangent) and tangent.dtype == output.dtype:
         return stopped(tangent, torch.eq(output, 0, out=torch.empty_like(output)))
     return tangent.masked_fill(output == 0, 0)
 
 
-_relu = bind_pointwise(torch.relu, _chain, save="output")
+_relu = bind_pointwise(torch.relu, chain, save="output")
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -37,7 +37,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._precision import widen
-from .batch_norm import _normalised, _output_tangent, _over_positions, _per_channel, _positions
+from .batch_norm import _output_tangent, _over_positions, _per_channel, _positions, normalised
 
 
 class _SumOverProcesses(Function):
@@ -73,7 +73,7 @@ class _SyncBatchNorm(Function):
         x = widen(input)
         mean, variance, count = _gathered_statistics(x, group)
         rstd = torch.rsqrt(variance + eps)
-        output = _normalised(x, mean, rstd, weight, bias).to(input.dtype)
+        output = normalised(x, mean, rstd, weight, bias).to(input.dtype)
         return output, mean, rstd, variance * (count / (count - 1)), count
 
     @staticmethod

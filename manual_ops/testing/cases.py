@@ -4,7 +4,7 @@ A case names an op of ``manual_ops.functional``, its arguments and what they cov
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manual_ops.testing.compositions import torch_op
 from manual_ops.testing.draws import (
     Draw,
     booleans,
@@ -29,12 +30,8 @@ def _hardsigmoid(input: Tensor) -> Tensor:
     return F.relu6(input + 3) / 6
 
 
-# Where torch.nn.functional is not the measure.
-_REFERENCES: dict[str, Callable[..., Any]] = {
-    "log": torch.log,
-    # torch.nn's own gradient is of float32 accuracy in float64, and has no derivative.
-    "hardsigmoid": _hardsigmoid,
-}
+# torch.nn's own gradient of it is of float32 accuracy in float64, and has no derivative.
+_BETTER_THAN_TORCH = {"hardsigmoid": _hardsigmoid}
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class OpCase:
     @property
     def reference(self) -> Callable[..., Any]:
         """The op of torch that is the measure."""
-        return _REFERENCES.get(self.op) or getattr(F, self.op)
+        return _BETTER_THAN_TORCH.get(self.op) or torch_op(self.op)
 
     def sample(
         self, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
@@ -94,6 +91,7 @@ _NOTHING_TO_BROADCAST = "torch.nn gives an empty output the query's shape, witho
 # tests/test_attention.py has longer sequences.
 _FEW_KEYS = "the weights of so few keys are fewer numbers than the inputs, which we save"
 _ONE_SAMPLE = "the logits of one sample are fewer numbers than the gradients, which we save"
+_RESIDUAL = "the residual is saved in the place of the sum; in a network another op saves it anyway"
 _MIXED_WITHOUT_WEIGHT = {
     "autocast": "torch.nn's own backward raises for a low-precision input and a float32 bias alone"
 }
@@ -311,6 +309,51 @@ def _linear() -> list[OpCase]:
             "sequence",
             {"input": normal(2, 3, 4), "weight": normal(5, 4), "bias": normal(5)},
         ),
+    ]
+
+
+def _linear_relu() -> list[OpCase]:
+    return [replace(case, op="linear_relu") for case in _linear()]
+
+
+def _conv_relu() -> list[OpCase]:
+    kept = ("plain", "stride", "same_even", "dilation", "groups", "no_bias", "unbatched")
+    return [
+        replace(case, op="conv2d_relu")
+        for case in _convolutions()
+        if case.op == "conv2d" and case.variant in kept
+    ]
+
+
+def _batch_norm_relu_conv() -> list[OpCase]:
+    running = {
+        "running_mean": constant(normal(2)),
+        "running_var": constant(uniform(2, low=0.5, high=2.0)),
+    }
+    absent = {"running_mean": None, "running_var": None}
+    arguments = {"input": normal(3, 2, 3, 4), "conv_weight": normal(3, 2, 2, 2)}
+    plain = {"weight": None, "bias": None}
+    affine = {"weight": normal(2), "bias": normal(2)}
+    residual, train = {"residual": normal(3, 2, 3, 4)}, {"training": True}
+    variants: dict[str, dict[str, Any]] = {
+        "train": affine | absent | train,
+        "train_running": affine | running | train | {"momentum": 0.7, "eps": 0.1},
+        "train_residual": affine | absent | train | residual | {"conv_bias": normal(3)},
+        "train_activation": plain | absent | train | residual | {"return_activation": True},
+        "train_stride": plain | absent | train | {"stride": 2, "padding": 1},
+        "train_groups": affine | absent | train | {"groups": 2, "conv_weight": normal(4, 1, 2, 1)},
+        "eval": affine | running | residual,
+        "eval_activation": plain | running | {"return_activation": True},
+    }
+    return [
+        OpCase(
+            "batch_norm_relu_conv2d",
+            variant,
+            arguments | changed,
+            buffers=("running_mean", "running_var") if variant == "train_running" else (),
+            exempt={"saved bytes": _RESIDUAL} if variant == "train_residual" else {},
+        )
+        for variant, changed in variants.items()
     ]
 
 
@@ -732,6 +775,9 @@ CASES: tuple[OpCase, ...] = (
     *_linear_cross_entropy(),
     *_elementwise_losses(),
     *_batch_norm(),
+    *_linear_relu(),
+    *_conv_relu(),
+    *_batch_norm_relu_conv(),
     *_convolutions(),
     *_pooling(),
     *_dropout(),
