@@ -2,7 +2,7 @@
 
 import ctypes
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,13 @@ def compare(
     return Comparison(ours_time, torch_time, ratio, low, high)
 
 
-def saved_bytes(forward: Callable[[], Any]) -> int:
-    """Bytes that ``forward`` keeps for backward, counted by distinct storages."""
+def saved_bytes(forward: Callable[[], Any], besides: Iterable[Tensor] = ()) -> int:
+    """Bytes that ``forward`` keeps for backward, counted by distinct storages.
+
+    Args:
+        forward: Runs it and returns the output.
+        besides: Tensors that are there anyway: the parameters of a model.
+    """
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -71,6 +76,8 @@ def saved_bytes(forward: Callable[[], Any]) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
     del output
+    for tensor in besides:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in storages.values())
 
 

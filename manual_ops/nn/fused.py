@@ -12,7 +12,7 @@ class LinearReLU(nn.Linear):
     """``ReLU(Linear(input))``; arguments and parameters of :class:`torch.nn.Linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear_relu(input, self.weight, self.bias)
+        return linear_relu(self, input)
 
 
 class Conv2dReLU(nn.Conv2d):
@@ -27,8 +27,7 @@ class Conv2dReLU(nn.Conv2d):
         _refuse_padding_mode(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        settings = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d_relu(input, self.weight, self.bias, *settings)
+        return conv_relu(self, input)
 
 
 class BatchNormReLUConv2d(nn.Module):
@@ -64,6 +63,36 @@ class BatchNormReLUConv2d(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
         return norm_relu_conv(self.norm, self.conv, input, residual)
+
+
+def linear_relu(linear: nn.Linear, input: Tensor) -> Tensor:
+    """Run two layers as one op: ``relu(linear(input))``."""
+    return F.linear_relu(input, linear.weight, linear.bias)
+
+
+def conv_relu(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """Run two layers as one op: ``relu(conv(input))``."""
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return F.conv2d_relu(input, conv.weight, conv.bias, *settings)
+
+
+def linear_cross_entropy(
+    linear: nn.Linear, criterion: nn.CrossEntropyLoss, input: Tensor, target: Tensor
+) -> Tensor:
+    """Run two layers as one op: ``criterion(linear(input), target)``."""
+    if input.dim() > 2:  # there the loss takes its classes along another dim than the last
+        loss: Tensor = criterion(linear(input), target)
+        return loss
+    return F.linear_cross_entropy(
+        input,
+        linear.weight,
+        target,
+        linear_bias=linear.bias,
+        weight=criterion.weight,
+        ignore_index=criterion.ignore_index,
+        reduction=criterion.reduction,
+        label_smoothing=criterion.label_smoothing,
+    )
 
 
 def norm_relu_conv(

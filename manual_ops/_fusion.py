@@ -1,0 +1,352 @@
+"""Let fused ops run neighbouring layers of a model: what ``convert(fuse=True)`` does.
+
+The code of the model is traced by torch.fx, as large a piece at once as can be traced, and runs of
+layers for which there is a fused op become one call of it. As everywhere in ``convert``, only the
+class of a module changes: the piece gets a subclass of its own class whose ``forward`` is the
+rewritten code. The layers stay where they are, with their parameters, buffers and names.
+
+What is looked for, in this order:
+
+* A rectifier before a max-pool changes places with it: max(relu(x)) = relu(max(x)), gradients
+  included. Then it has fewer elements, and its output is what the next layer saves anyway.
+* Batch norm, with or without a sum, rectifier, convolution: one op that saves the input of the
+  norm and no activation. Where the sum's other operand is itself computed again by such an op,
+  nothing would be saved, and it is left alone.
+* A linear layer or convolution, then a rectifier: one op.
+* A linear layer, then cross-entropy: one op that never holds the logits.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from . import nn as manual_nn
+from .nn import fused
+
+_RELU = {torch.relu, torch.relu_, torch_functional.relu, torch_functional.relu_, "relu", "relu_"}
+_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+class Run(NamedTuple):
+    """Layers that one op runs.
+
+    Attributes:
+        layers: Their names in the model, in order; functions by their own names.
+        op: What runs them.
+    """
+
+    layers: tuple[str, ...]
+    op: str
+
+
+class Piece(NamedTuple):
+    """A module whose code was looked at.
+
+    Attributes:
+        name: In the model; empty for the model itself.
+        kind: Its class.
+        runs: What was fused in it.
+        obstacle: Why its code could not be traced, so that only its parts were; else empty.
+    """
+
+    name: str
+    kind: str
+    runs: tuple[Run, ...]
+    obstacle: str = ""
+
+
+class Fused:
+    """Base of the classes that are made here; a copy or an unpickled module is traced anew."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = super().__reduce_ex__(protocol)[2]
+        return _unfinished, (_original_class(self),), state
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self.__class__ = _original_class(self)
+        fuse_layers(self)
+
+
+def fuse_layers(model: nn.Module, dry_run: bool = False) -> list[Piece]:
+    """Rewrite ``model`` in place; return what was looked at.
+
+    Args:
+        model: With hand-written layers; others are left alone.
+        dry_run: Change nothing.
+    """
+    return list(_pieces(model, "", dry_run, set()))
+
+
+def separate_layers(model: nn.Module) -> None:
+    """Undo :func:`fuse_layers`."""
+    for module in model.modules():
+        if isinstance(module, Fused):
+            module.__class__ = _original_class(module)
+
+
+def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -> Iterator[Piece]:
+    """Trace ``module``, or its parts where it cannot be; then what it calls as a whole."""
+    if module in seen or isinstance(module, Fused) or _is_layer(module):
+        return
+    seen.add(module)
+    kind = type(module).__name__
+    tracer = _Tracer(module)
+    try:
+        graph = tracer.trace_in_both_modes()
+    except Exception as error:  # whatever the code of a model raises when it is handed a proxy
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        yield Piece(name, kind, (), lines[0])
+        parts = list(module.named_children())
+    else:
+        runs = tuple(_rewrite(graph, module))
+        yield Piece(name, kind, runs)
+        if runs and not dry_run:
+            _set_forward(module, graph)
+        parts = tracer.called_as_a_whole
+    for part_name, part in parts:
+        yield from _pieces(part, f"{name}.{part_name}" if name else part_name, dry_run, seen)
+
+
+class _Tracer(fx.Tracer):
+    """Traces the code of a module down to layers, and to what has to be called as a whole."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.called_as_a_whole: list[tuple[str, nn.Module]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if _is_layer(m):
+            return True
+        if isinstance(m, nn.Sequential) and _is_bare(m):
+            return False
+        whole = (
+            not _is_bare(m)
+            or isinstance(m, Fused)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+        if whole:
+            self.called_as_a_whole.append((module_qualified_name, m))
+        return whole
+
+    def trace_in_both_modes(self) -> fx.Graph:
+        """Trace in training and in evaluation: code that differs cannot be rewritten once."""
+        before = {module: module.training for module in self.module.modules()}
+        try:
+            graphs = []
+            for training in (False, True):
+                for module in before:
+                    module.training = training
+                self.called_as_a_whole.clear()
+                graphs.append(self.trace(self.module))
+        finally:
+            for module, training in before.items():
+                module.training = training
+        evaluation, training_graph = (graph.python_code("self").src for graph in graphs)
+        if evaluation != training_graph:
+            raise ValueError("its code depends on self.training")
+        return graphs[-1]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether ``module`` is called as a whole: it has no parts, or is hand-written."""
+    return next(module.children(), None) is None or type(module).__module__.startswith(
+        manual_nn.__name__
+    )
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether calling ``module`` is no more than calling the forward of its class."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    replaced = "forward" in vars(module) or parametrize.is_parametrized(module)
+    return not any(hooks) and not replaced
+
+
+def _original_class(module: Any) -> type:
+    kind: type = type(module).__mro__[2]  # behind the class made here, and Fused
+    return kind
+
+
+def _unfinished(kind: type) -> Any:
+    """Return a module of class ``kind`` whose ``__setstate__`` fuses it again."""
+    made: Any = type(kind.__name__, (Fused, kind), {})
+    return made.__new__(made)
+
+
+def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    kind = type(module)
+    members = {"forward": names["forward"], "__module__": kind.__module__, "__doc__": kind.__doc__}
+    module.__class__ = type(f"Fused{kind.__name__}", (Fused, kind), members)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A node of the graph that calls a layer, or a function that is as good as one."""
+
+    node: fx.Node
+    module: nn.Module | None
+
+    @property
+    def name(self) -> str:
+        target = self.node.target
+        return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+    @property
+    def input(self) -> fx.Node:
+        return self.node.args[0]  # type: ignore[return-value]
+
+    @property
+    def is_relu(self) -> bool:
+        if self.module is not None:
+            return type(self.module) is manual_nn.ReLU
+        return self.node.target in _RELU
+
+    def is_a(self, *kinds: type) -> bool:
+        return type(self.module) in kinds
+
+    @property
+    def has_one_user(self) -> bool:
+        return len(self.node.users) == 1
+
+
+def _rewrite(graph: fx.Graph, root: nn.Module) -> Iterator[Run]:
+    """Apply the patterns to ``graph``; yield what was fused."""
+    calls = functools.partial(_call, root=root)
+    for pattern in (_pool_first, _norm_relu_conv, _then_relu, _linear_cross_entropy):
+        for node in list(graph.nodes):
+            if (call := calls(node)) and (run := pattern(graph, call, calls)):
+                yield run
+    graph.lint()
+
+
+def _call(node: Any, root: nn.Module) -> _Call | None:
+    """Return ``node`` as a call, if it is one of something that a fused op may replace."""
+    if not isinstance(node, fx.Node) or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return _Call(node, module) if _is_bare(module) else None
+    return _Call(node, None) if node.op in ("call_function", "call_method") else None
+
+
+Calls = Callable[[Any], _Call | None]
+
+
+def _pool_first(graph: fx.Graph, pool: _Call, calls: Calls) -> Run | None:
+    relu = calls(pool.input)
+    if not pool.is_a(manual_nn.MaxPool2d) or pool.module.return_indices:  # type: ignore[union-attr]
+        return None
+    if not relu or not relu.is_relu or not relu.has_one_user or not _sole_use(relu):
+        return None
+    pool.node.replace_all_uses_with(relu.node)
+    pool.node.args = (relu.input,)
+    relu.node.args = (pool.node, *relu.node.args[1:])
+    pool.node.append(relu.node)
+    return Run((relu.name, pool.name), "max-pool before rectifier")
+
+
+def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
+    if not relu.is_relu or not _sole_use(relu):
+        return None
+    norm, residual = calls(relu.input), None
+    if norm and norm.module is None and norm.node.target in _ADD and len(norm.node.args) == 2:
+        norm, residual = _summands(norm, calls)
+    users = [_Call(user, None) if calls(user) is None else calls(user) for user in relu.node.users]
+    convolutions = [user for user in users if user and user.is_a(manual_nn.Conv2d)]
+    sums = [user for user in users if user and user.node.target in _ADD]
+    if not norm or not norm.is_a(manual_nn.BatchNorm2d) or not norm.has_one_user:
+        return None
+    # Anything else that reads the activation may save it.
+    if len(convolutions) != 1 or len(convolutions) + len(sums) != len(users):
+        return None
+    (conv,) = convolutions
+    if conv.module.padding_mode != "zeros" or (residual is not None and _is_recomputed(residual)):  # type: ignore[union-attr]
+        return None
+    with graph.inserting_before(relu.node):
+        layers = (graph.get_attr(norm.name), graph.get_attr(conv.name))
+        arguments = (*layers, norm.input, residual, bool(sums))
+        both = graph.call_function(fused.norm_relu_conv, arguments)
+        if sums:
+            output, activation = (
+                graph.call_function(operator.getitem, (both, i)) for i in range(2)
+            )
+            relu.node.replace_all_uses_with(activation, lambda user: user is not conv.node)
+        else:
+            output = both
+    conv.node.replace_all_uses_with(output)
+    names = [norm.name, relu.name, conv.name]
+    if residual is not None:
+        names.insert(1, "add")
+    for node in dict.fromkeys((conv.node, relu.node, relu.input, norm.node)):
+        graph.erase_node(node)
+    return Run(tuple(names), "batch_norm_relu_conv2d")
+
+
+def _summands(add: _Call, calls: Calls) -> tuple[_Call | None, Any]:
+    """Return the batch norm of a sum that only the rectifier uses, and what it is added to."""
+    for norm, other in (add.node.args, reversed(add.node.args)):
+        call = calls(norm)
+        if call and call.is_a(manual_nn.BatchNorm2d) and call.has_one_user and add.has_one_user:
+            return call, other
+    return None, None
+
+
+def _is_recomputed(activation: Any) -> bool:
+    """Whether a fused op computes ``activation`` again rather than saving it."""
+    node = activation.args[0] if activation.target is operator.getitem else activation
+    return node.target is fused.norm_relu_conv
+
+
+def _then_relu(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
+    layer = calls(relu.input)
+    if not relu.is_relu or not layer or not layer.has_one_user:
+        return None
+    if layer.is_a(manual_nn.Linear):
+        op: Callable[..., Tensor] = fused.linear_relu
+    elif layer.is_a(manual_nn.Conv2d) and layer.module.padding_mode == "zeros":  # type: ignore[union-attr]
+        op = fused.conv_relu
+    else:
+        return None
+    with graph.inserting_before(relu.node):
+        output = graph.call_function(op, (graph.get_attr(layer.name), layer.input))
+    relu.node.replace_all_uses_with(output)
+    graph.erase_node(relu.node)
+    graph.erase_node(layer.node)
+    return Run((layer.name, relu.name), op.__name__)
+
+
+def _linear_cross_entropy(graph: fx.Graph, loss: _Call, calls: Calls) -> Run | None:
+    linear = calls(loss.input)
+    if not loss.is_a(manual_nn.CrossEntropyLoss) or not linear or not linear.has_one_user:
+        return None
+    if not linear.is_a(manual_nn.Linear) or len(loss.node.args) != 2:
+        return None
+    with graph.inserting_before(loss.node):
+        layers = (graph.get_attr(linear.name), graph.get_attr(loss.name))
+        arguments = (*layers, linear.input, loss.node.args[1])
+        output = graph.call_function(fused.linear_cross_entropy, arguments)
+    loss.node.replace_all_uses_with(output)
+    graph.erase_node(loss.node)
+    graph.erase_node(linear.node)
+    return Run((linear.name, loss.name), "linear_cross_entropy")
+
+
+def _sole_use(call: _Call) -> bool:
+    """Whether what ``call`` reads is read by nothing else: it might be overwritten there."""
+    return len(call.input.users) == 1

@@ -1,0 +1,297 @@
+"""Fused runs of layers: found where they are safe, the same numbers, nothing else changed."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import manual_ops
+import models
+from benchmarks.measure import saved_bytes
+from manual_ops import nn as manual_nn
+from manual_ops.testing.compositions import batch_norm_relu_conv2d
+
+
+class Block(nn.Module):
+    """Of a residual network, by functional calls."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return F.relu(out)
+
+
+class WithLoss(nn.Module):
+    """A classifier that returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 4)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(self.head(torch.relu(self.hidden(x))), target)
+
+
+def chain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+def images(channels: int = 2, size: int = 8) -> tuple[Tensor, ...]:
+    return (torch.randn(3, channels, size, size, dtype=torch.float64),)
+
+
+NORM_RELU_CONV = "batch_norm_relu_conv2d"
+POOL_FIRST = "max-pool before rectifier"
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], list[str]]] = {
+    "norm_relu_conv": (
+        lambda: chain(nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3, padding="same")),
+        images,
+        [NORM_RELU_CONV],
+    ),
+    "relu_pool": (
+        lambda: chain(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        images,
+        [POOL_FIRST],
+    ),
+    "norm_relu_pool_conv": (
+        lambda: chain(nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(2, 2, 1)),
+        images,
+        [POOL_FIRST],
+    ),
+    "conv_relu": (lambda: chain(nn.Conv2d(2, 3, 3), nn.ReLU()), images, ["conv_relu"]),
+    "linear_relu": (
+        lambda: chain(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+        lambda: (torch.randn(5, 4, dtype=torch.float64),),
+        ["linear_relu"],
+    ),
+    "loss": (
+        WithLoss,
+        lambda: (torch.randn(5, 6, dtype=torch.float64), torch.tensor([0, 1, 3, 2, 0])),
+        ["linear_relu", "linear_cross_entropy"],
+    ),
+    # The second block's sum has an operand that the first one's op does not save: no gain.
+    "residual": (
+        lambda: chain(nn.Conv2d(2, 2, 1), *(Block(2) for _ in range(4))),
+        images,
+        [NORM_RELU_CONV] * 6,
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", CASES)
+def test_same_numbers(name: str, training: bool) -> None:
+    build, draw, expected = CASES[name]
+    torch.manual_seed(0)
+    model, inputs = build().double().train(training), draw()
+    fused, report = manual_ops.convert(model, fuse=True, verify=True, inputs=inputs)
+    assert [layer.kind for layer in report.fused] == expected
+    assert report.unfused == ()
+    assert report.differences is not None
+    assert all(difference.relative < 1e-12 for difference in report.differences.values())
+    assert fused.state_dict().keys() == model.state_dict().keys()
+    assert isinstance(fused, type(model))
+    compared = manual_ops.convert(model, fuse=True, dry_run=True).report
+    assert compared.fused == report.fused
+    assert type(model) is type(build())
+
+
+def test_report_names_the_layers() -> None:
+    model = models.build("resnet18", nn, (3, 32, 32), 10)
+    _, report = manual_ops.convert(model, fuse=True)
+    names = [layer.name for layer in report.fused]
+    assert "layer1.0.bn1 + layer1.0.relu + layer1.0.conv2" in names
+    assert "layer1.0.bn2 + add + layer1.0.relu + layer1.1.conv1" in names
+    assert "fused: batch_norm_relu_conv2d: layer1.0.bn1 + layer1.0.relu" in str(report)
+
+
+def nothing_to_fuse() -> dict[str, nn.Module]:
+    """Where a fused op would change the result, or save nothing."""
+    hooked = chain(nn.Linear(4, 4), nn.ReLU())
+    hooked[0].register_forward_hook(lambda *_: None)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            normalised = self.norm(x)
+            return self.conv(torch.relu(normalised)) + normalised
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            return self.pool(torch.relu_(x)) + x[..., ::2, ::2]
+
+    return {
+        "hook": hooked,
+        "norm_read_twice": Twice(),
+        "rectified_in_place_and_read": InPlace(),
+        "padding_mode": chain(nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.ReLU()),
+        "indices": chain(nn.ReLU(), nn.MaxPool2d(2, return_indices=True)),
+        "other_activation": chain(nn.BatchNorm2d(2), nn.GELU(), nn.Conv2d(2, 2, 1)),
+        "subclass": chain(type("Own", (nn.Linear,), {})(4, 4), nn.ReLU()),
+    }
+
+
+@pytest.mark.parametrize("name", nothing_to_fuse())
+def test_left_alone(name: str) -> None:
+    model = nothing_to_fuse()[name]
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert report.fused == ()
+    assert type(fused) is type(model)
+
+
+def test_parts_where_the_whole_cannot_be_traced() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = chain(nn.Linear(4, 3), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if x.sum() > 0 else self.inner(-x)
+
+    class ByMode(Outer):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if self.training else self.inner(-x)
+
+    for kind, reason in ((Outer, "control flow"), (ByMode, "self.training")):
+        model, report = manual_ops.convert(kind(), fuse=True)
+        assert [layer.name for layer in report.fused] == ["inner.0 + inner.1"]
+        ((name, found, note),) = [(u.name, u.kind, u.note) for u in report.unfused]
+        assert (name, found) == ("(model)", kind.__name__)
+        assert reason in note
+        assert type(model) is kind
+
+
+def test_hooks_on_parts_are_called() -> None:
+    model = chain(chain(nn.Linear(4, 3), nn.ReLU()), nn.Linear(3, 3), nn.ReLU())
+    called = []
+    model[0].register_forward_hook(lambda *_: called.append("part"))
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert [layer.name for layer in report.fused] == ["1 + 2", "0.0 + 0.1"]
+    fused(torch.randn(2, 4))
+    assert called == ["part"]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_copies_are_fused(copied: Callable[[Any], nn.Module]) -> None:
+    model, _ = manual_ops.convert(models.build("vgg", nn, (3, 32, 32), 10), fuse=True)
+    again = copied(model)
+    x = torch.randn(2, 3, 32, 32)
+    assert saved_bytes(lambda: again(x)) == saved_bytes(lambda: model(x))
+    assert torch.equal(again(x), model(x))
+    again.load_state_dict(model.state_dict())
+    next(again.parameters()).data.zero_()
+    assert not torch.equal(again(x), model(x)), "the copy has parameters of its own"
+
+
+def test_revert_and_fuse_again() -> None:
+    model = models.build("cifar-cnn", nn, (3, 32, 32), 10)
+    fused, report = manual_ops.convert(model, fuse=True, inplace=True)
+    assert fused is model
+    assert type(model) is not nn.Sequential
+    assert manual_ops.convert(model, fuse=True, inplace=True).report.fused == report.fused
+    manual_ops.revert(model, inplace=True)
+    assert type(model) is nn.Sequential
+    assert {type(layer) for layer in model} == {
+        *(nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear)
+    }
+
+
+def test_training_flags_are_kept() -> None:
+    model = chain(nn.Linear(4, 3), nn.ReLU(), nn.Dropout()).train()
+    model[2].eval()
+    fused, _ = manual_ops.convert(model, fuse=True)
+    assert [m.training for m in fused.modules()] == [True, True, True, False]
+
+
+def test_compiles_as_one_graph() -> None:
+    build, draw, _ = CASES["residual"]
+    fused, _ = manual_ops.convert(build().double(), fuse=True)
+    (x,) = draw()
+    eager, compiled = (
+        copy.deepcopy(fused),
+        torch.compile(fused, fullgraph=True, backend="aot_eager"),
+    )
+    for model in (eager, compiled):
+        model(x).square().sum().backward()
+    for ours, theirs in zip(fused.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("mnist-cnn", 0.8), ("cifar-cnn", 0.8), ("vgg", 0.6), ("resnet18", 0.6)]
+)
+def test_saves_fewer_bytes(name: str, most: float) -> None:
+    shape = (1, 28, 28) if name == "mnist-cnn" else (3, 32, 32)
+    model = models.build(name, nn, shape, 10)
+    fused, _ = manual_ops.convert(model, fuse=True)
+    x = torch.randn(4, *shape)
+    ours, theirs = (saved_bytes(lambda m=m: m(x), besides=m.parameters()) for m in (fused, model))
+    assert ours <= most * theirs
+
+
+def test_fused_layers() -> None:
+    """The classes, beside the layers that they stand for."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 5, 5)
+    layer = manual_nn.BatchNormReLUConv2d(2, 3, 3, padding=1, eps=0.1, momentum=None, bias=False)
+    residual = torch.randn_like(x)
+    norm = copy.deepcopy(layer.norm)
+    for batch in (x, x + 1):
+        output = layer(batch, residual)
+        expected = layer.conv(F.relu(norm(batch) + residual))
+        torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(layer.norm.running_var, norm.running_var)
+    assert layer.norm.num_batches_tracked == 2
+    assert set(layer.state_dict()) == {
+        *("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"),
+        *("norm.num_batches_tracked", "conv.weight"),
+    }
+    torch.testing.assert_close(
+        layer.eval()(x),
+        batch_norm_relu_conv2d(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            layer.conv.weight,
+            eps=0.1,
+            padding=1,
+        ),
+    )
+    for fused, plain, shape in (
+        (manual_nn.LinearReLU(5, 3), nn.Linear(5, 3), (4, 5)),
+        (manual_nn.Conv2dReLU(2, 3, 3, stride=2), nn.Conv2d(2, 3, 3, stride=2), (4, 2, 5, 5)),
+    ):
+        plain.load_state_dict(fused.state_dict())
+        batch = torch.randn(shape)
+        torch.testing.assert_close(fused(batch), plain(batch).relu())
+    for kind in (manual_nn.Conv2dReLU, manual_nn.BatchNormReLUConv2d):
+        with pytest.raises(NotImplementedError, match="reflect"):
+            kind(2, 3, 3, padding=1, padding_mode="reflect")
