@@ -3,20 +3,22 @@
 python -m benchmarks.ops                    # every op, large and small input
 python -m benchmarks.ops --only conv2d relu # these alone
 python -m benchmarks.ops --size large --seconds 3
+python -m benchmarks.ops --fuse             # ours under manual_ops.fuse()
+python -m benchmarks.ops --json ops.json --plot ops.png
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as torch_functional
 from torch import Tensor
 
-import manual_ops.functional
-from benchmarks.measure import Comparison, compare, geometric_mean, keep_memory, saved_bytes
+import manual_ops
+from benchmarks.measure import compare, keep_memory, saved_bytes
+from benchmarks.table import Row, Table, add_options, write
+from manual_ops.testing.compositions import torch_op
 
 Inputs = dict[str, Any]
 
@@ -110,6 +112,31 @@ def _conv2d(label: str, image: tuple[int, ...], weight: tuple[int, ...], **setti
         }
 
     return Case("conv2d", lambda: inputs(128), lambda: inputs(2), label)
+
+
+def _linear_relu() -> Case:
+    return replace(_linear(), op="linear_relu")
+
+
+def _conv2d_relu() -> Case:
+    plain = _conv2d("3x3, 64 to 128", (64, 16, 16), (128, 64, 3, 3), padding=1)
+    return replace(plain, op="conv2d_relu")
+
+
+def _batch_norm_relu_conv2d() -> Case:
+    def inputs(n: int, channels: int, size: int) -> Inputs:
+        return {
+            "input": _leaf(n, channels, size, size),
+            "running_mean": torch.zeros(channels),
+            "running_var": torch.ones(channels),
+            "weight": _leaf(channels),
+            "bias": _leaf(channels),
+            "conv_weight": _leaf(channels, channels, 3, 3),
+            "padding": 1,
+            "training": True,
+        }
+
+    return Case("batch_norm_relu_conv2d", lambda: inputs(128, 64, 16), lambda: inputs(8, 16, 7))
 
 
 def _pool(op: str, kernel: int, stride: int, padding: int = 0) -> Case:
@@ -221,6 +248,9 @@ CASES = [
     _conv2d("3x3 stride 2, 64 to 128", (64, 16, 16), (128, 64, 3, 3), padding=1, stride=2),
     _conv2d("1x1, 64 to 256", (64, 16, 16), (256, 64, 1, 1)),
     _conv2d("3x3 depthwise, 64", (64, 16, 16), (64, 1, 3, 3), padding=1, groups=64),
+    _linear_relu(),
+    _conv2d_relu(),
+    _batch_norm_relu_conv2d(),
     _pool("max_pool2d", 2, 2),
     _pool("max_pool2d", 3, 2, 1),
     _pool("avg_pool2d", 2, 2),
@@ -244,12 +274,11 @@ CASES = [
 ]
 
 
-def measure(case: Case, inputs: Inputs, seconds: float) -> tuple[Comparison, int, int]:
+def measure(case: Case, inputs: Inputs, seconds: float) -> Row:
     """Return the time of forward plus backward, and the bytes saved by ours and by torch."""
     leaves = [t for t in inputs.values() if isinstance(t, Tensor) and t.requires_grad]
 
-    def side(functional: ModuleType) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        op = getattr(functional, case.op)
+    def side(op: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
         grad_output = torch.randn_like(op(**inputs))
 
         def step() -> None:
@@ -258,10 +287,10 @@ def measure(case: Case, inputs: Inputs, seconds: float) -> tuple[Comparison, int
         return step, lambda: op(**inputs)
 
     (ours, our_forward), (theirs, their_forward) = map(
-        side, (manual_ops.functional, torch_functional)
+        side, (getattr(manual_ops.functional, case.op), torch_op(case.op))
     )
     times = compare(ours, theirs, seconds)
-    return times, saved_bytes(our_forward), saved_bytes(their_forward)
+    return Row(case.name, times, saved_bytes(our_forward), saved_bytes(their_forward))
 
 
 def main() -> None:
@@ -269,28 +298,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="OP", help="names of ops; default all")
     parser.add_argument("--size", choices=("large", "small", "both"), default="both")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--fuse", action="store_true", help="formulas through the compiler")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each line")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
-    for size in ("large", "small") if args.size == "both" else (args.size,):
-        print(f"\n{size:40} {'ours':>10} {'torch.nn':>10}  ratio (quartiles)      saved bytes")
-        ratios = []
-        for case in CASES:
-            if args.only and case.op not in args.only:
-                continue
-            torch.manual_seed(0)
-            times, ours, theirs = measure(case, getattr(case, size)(), args.seconds)
-            ratios.append(times.ratio)
-            print(
-                f"{case.name:40} {times.ours * 1e3:7.3f} ms {times.torch * 1e3:7.3f} ms  "
-                f"{times.ratio:5.2f} ({times.low:4.2f}-{times.high:4.2f})  "
-                f"{ours:>11,} / {theirs:,}",
-                flush=True,
-            )
-        if ratios:
-            print(f"{'geometric mean':40} {'':24} {geometric_mean(ratios):5.2f}")
+    tables = []
+    with manual_ops.fuse(args.fuse):
+        for size in ("large", "small") if args.size == "both" else (args.size,):
+            tables.append(table := Table(size + ", fused" * args.fuse))
+            for case in CASES:
+                if not args.only or case.op in args.only:
+                    torch.manual_seed(0)
+                    table.add(measure(case, getattr(case, size)(), args.seconds))
+            table.close()
+    write(args, f"python -m benchmarks.ops --size {args.size}{' --fuse' * args.fuse}", tables)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from . import functional as functional
 from . import nn as nn
+from ._fuse import fuse as fuse
 from .check import check as check
 from .check.compare import compare as compare
 from .convert import convert as convert

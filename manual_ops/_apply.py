@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ._fuse import fusible
+from ._modes import forward_ad_active
+
 
 def bind(
     op: type[Function], expects: str, eager_forward: Callable[..., Any] | None = None
@@ -171,6 +174,7 @@ def bind_pointwise(
         save: What ``f'`` is computed from. Prefer ``"output"``: the next layer often saves the
             same tensor, and then it costs nothing.
     """
+    evaluate = fusible(chain)
 
     class Pointwise(Function):
         generate_vmap_rule = True
@@ -192,7 +196,7 @@ def bind_pointwise(
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
             # In one go: block by block, for the cache's sake, measured slower.
-            return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
+            return evaluate(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
@@ -204,30 +208,9 @@ def bind_pointwise(
     return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
 
 
-def may_overwrite(grad_output: Tensor) -> bool:
-    """Whether a backward may work in place on its own fresh temporaries.
-
-    True for plain first-order eager backward. False where another layer watches the arithmetic:
-    a graph is being built on it (double backward), Dynamo traces it, forward mode carries
-    tangents through it, or ``grad_output`` is a batch of vectors (a temporary that does not
-    depend on it is too small to hold the result).
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or _forward_ad_active()
-        or torch._C._functorch.is_functorch_wrapped_tensor(grad_output)
-        or torch._C._functorch.is_legacy_batchedtensor(grad_output)
-    )
-
-
 def _is_differentiated(args: tuple[Any, ...]) -> bool:
     if torch.is_grad_enabled():
         for arg in args:
             if isinstance(arg, Tensor) and arg.requires_grad:
                 return True
-    return _forward_ad_active()
-
-
-def _forward_ad_active() -> bool:
-    return forward_ad._current_level >= 0
+    return forward_ad_active()

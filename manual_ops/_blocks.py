@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._apply import may_overwrite
 from ._layout import is_channels_last
+from ._modes import may_overwrite
 
 # Elements of a block for each thread: a handful of float32 temporaries stays in the cache, and
 # the fixed cost of the calls is still small beside the arithmetic.

@@ -1,12 +1,13 @@
 """MkDocs hook: the README as the first page, a page for each op, and formulas in every page.
 
 The page of an op is put together from its file in ``manual_ops/ops`` (the derivation is its
-docstring), its row of ``docs/conformance.md`` and its lines of ``docs/benchmarks_ops.txt``. Nothing
+docstring), its row of ``docs/conformance.md`` and its rows of ``docs/benchmarks_ops.json``. Nothing
 of it is checked in, and torch is not needed: the files are read, not imported.
 """
 
 import ast
 import html
+import json
 import re
 import sys
 from itertools import groupby
@@ -23,9 +24,6 @@ from formulas import display, inline
 ROOT = Path(__file__).parents[2]
 OPS = {path.stem: path for path in sorted((ROOT / "manual_ops/ops").glob("[!_]*.py"))}
 LABEL = re.compile(r"([A-Z][a-z]+):( +)(?=\S)")
-TIMING = re.compile(
-    r"(?P<op>\w+)( .*?)? +([\d.]+) ms +([\d.]+) ms +([\d.]+) \(.*?\) +([\d,]+) / ([\d,]+)$"
-)
 SAVED = ("saved bytes, ours", "torch.nn")
 FORMULAS = re.compile(r"^```formula\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^<!-- (\w+\.py) -->\n```python\n", re.MULTILINE)
@@ -188,17 +186,27 @@ def table_of_conformance(names: set[str]) -> str:
 
 
 def table_of_costs(names: set[str]) -> str:
-    """Return the op's lines of the benchmark as a table."""
-    origin, *lines = (ROOT / "docs/benchmarks_ops.txt").read_text().splitlines()
-    size, rows = "", []
-    for line in lines:
-        size = line.split()[0] if "quartiles" in line else size
-        found = TIMING.match(line)
-        if found and found["op"] in names:
-            op, label, *numbers = (cell or "" for cell in found.groups())
-            rows.append(f"| {op}{label}, {size} | {' | '.join(numbers)} |")
-    if not rows:
+    """Return the op's rows of the benchmark as a table."""
+    measured = json.loads((ROOT / "docs/benchmarks_ops.json").read_text())
+    cells = [
+        (
+            *(
+                f"{row['name']}, {size}",
+                *(f"{row['times'][s] * 1e3:.3f}" for s in ("ours", "torch")),
+            ),
+            *(f"{row['times']['ratio']:.2f}", f"{row['saved']:,}", f"{row['torch_saved']:,}"),
+        )
+        for size, rows in measured["tables"].items()
+        for row in rows
+        if row["name"].partition(" ")[0] in names
+    ]
+    if not cells:
         return ""
     heads = (*("forward and backward", "ours, ms", "torch.nn, ms", "ratio"), *SAVED)
-    table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
-    return f"## Cost\n\n{origin.removeprefix('# ')}\n\n" + "\n".join(table)
+    table = ["---".join("|" * (1 + len(heads)))]
+    table = [f"| {' | '.join(heads)} |", *table, *(f"| {' | '.join(row)} |" for row in cells)]
+    origin = (
+        f"Median, by `{measured['command']}`; ours and torch.nn's alternate, {measured['threads']} "
+        f"threads, {measured['machine']}, torch {measured['torch']}."
+    )
+    return f"## Cost\n\n{origin}\n\n" + "\n".join(table)

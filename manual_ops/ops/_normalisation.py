@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import may_overwrite
 from .._blocks import block_length
 from .._layout import is_channels_last, laid_out
+from .._modes import may_overwrite
 from .._precision import widen, without_autocast
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]

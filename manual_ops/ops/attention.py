@@ -40,7 +40,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
+from .._modes import may_overwrite
 from .._precision import lower_precision, widen
 
 # Scores in a block of backward: for each thread of a CPU what stays in its cache; elsewhere more,

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._modes import may_overwrite
 from .._precision import widen
 
 

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
+from .._modes import may_overwrite
 from .._precision import lower_precision, widen
 from ._sizes import IntOrTuple, as_tuple
 from .batch_norm import (

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
+from .._modes import may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 from .nll_loss import EXPECTS, class_dim, divisor_of_mean, sample_factors

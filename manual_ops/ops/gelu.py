@@ -20,8 +20,9 @@ import math
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)  # p(0)

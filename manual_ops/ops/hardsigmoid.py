@@ -11,7 +11,8 @@ torch has none to offer. Source: Howard et al., Searching for MobileNetV3 (2019)
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 from ._bits import stopped
 

@@ -12,8 +12,9 @@ Source: Howard et al., Searching for MobileNetV3 (2019), section 5.2.
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 from ._bits import stopped
 

@@ -13,7 +13,8 @@ Source: Maas, Hannun and Ng, Rectifier Nonlinearities Improve Neural Network Aco
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 

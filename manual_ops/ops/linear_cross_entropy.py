@@ -35,8 +35,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
 from .._blocks import block_length
+from .._modes import may_overwrite
 from .._precision import autocasts, lower_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 from .cross_entropy import cross_entropy, index_losses, index_slope

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._apply import bind, may_overwrite
+from .._apply import bind
 from .._layout import is_channels_last
+from .._modes import may_overwrite
 from ._sizes import IntOrTuple, as_tuple
 
 

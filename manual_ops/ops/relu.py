@@ -12,7 +12,8 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from ._bits import stopped
 
 

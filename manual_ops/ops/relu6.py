@@ -12,7 +12,8 @@ Source: Krizhevsky, Convolutional Deep Belief Networks on CIFAR-10 (2010).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from ._bits import stopped
 
 

@@ -12,7 +12,8 @@ Back-propagating Errors (1986).
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide, full_precision
 
 

@@ -11,7 +11,8 @@ needed. Source: LeCun, Bottou, Orr and Mueller, Efficient BackProp (1998), secti
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
+from .._apply import bind_pointwise
+from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 

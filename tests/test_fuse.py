@@ -1,0 +1,107 @@
+"""The switch that compiles formulas: the same gradients, and none the worse without a compiler."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import manual_ops
+from manual_ops import functional as F
+from manual_ops._fuse import fuse, fusible
+
+
+def test_switch() -> None:
+    assert not fuse.enabled
+    with manual_ops.fuse():
+        assert fuse.enabled
+        with manual_ops.fuse(False):
+            assert not fuse.enabled
+        assert fuse.enabled
+    assert not fuse.enabled
+    manual_ops.fuse()
+    assert fuse.enabled
+    manual_ops.fuse(False)
+    assert not fuse.enabled
+
+
+@pytest.mark.parametrize("op", ["relu", "gelu", "hardswish"])
+def test_same_gradients(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every order; the compiled formula runs in the first alone."""
+    compiled = []
+    compile_ = torch.compile
+
+    def counting(formula):
+        run = compile_(formula, backend="aot_eager")
+        return lambda *args: compiled.append(op) or run(*args)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    torch.manual_seed(0)
+    x = (3 * torch.randn(6, 50, dtype=torch.float64)).requires_grad_()
+    grad_output = torch.randn_like(x)
+
+    def gradients() -> list[torch.Tensor]:
+        y = getattr(F, op)(x)
+        (plain,) = torch.autograd.grad(y, x, grad_output, retain_graph=True)
+        (first,) = torch.autograd.grad(y, x, grad_output, create_graph=True)
+        second = torch.autograd.grad(first.sum(), x)[0] if first.requires_grad else first
+        return [plain, first, second]
+
+    expected = gradients()
+    assert compiled == []
+    with manual_ops.fuse():
+        found = gradients()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert compiled in ([], [op]), "compiled once, or by an earlier test"
+
+
+def test_inductor() -> None:
+    """The real compiler, where the machine has one."""
+    x = torch.randn(64, 300, requires_grad=True)
+    with manual_ops.fuse():
+        (fused,) = torch.autograd.grad(F.silu(x).sum(), x)
+    (plain,) = torch.autograd.grad(F.silu(x).sum(), x)
+    torch.testing.assert_close(fused, plain)
+
+
+def test_errors_of_the_formula_are_raised() -> None:
+    def wrong(grad_output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return grad_output @ other
+
+    with manual_ops.fuse(), torch.no_grad(), pytest.raises(RuntimeError, match="shape|size"):
+        fusible(wrong)(torch.ones(2, 3), torch.ones(2, 3))
+
+
+WITHOUT_COMPILER = """
+import warnings
+import torch
+import manual_ops
+from manual_ops import functional as F
+
+x = torch.randn(50, requires_grad=True)
+with warnings.catch_warnings(record=True) as caught, manual_ops.fuse():
+    warnings.simplefilter("always")
+    for op in (F.silu, F.relu, F.silu):
+        (fused,) = torch.autograd.grad(op(x).sum(), x)
+ours = [w for w in caught if "manual_ops.fuse" in str(w.message)]
+(plain,) = torch.autograd.grad(F.silu(x).sum(), x)
+print(len(ours), ours[0].message, torch.equal(fused, plain))
+"""
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    environment = {"CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=Path(manual_ops.__file__).parents[1],
+    )
+    count, message = done.stdout.split(maxsplit=1)
+    assert count == "1"
+    assert "formulas are not compiled" in message
+    assert message.strip().endswith("True")
