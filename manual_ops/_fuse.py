@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._modes import may_overwrite
 
@@ -62,23 +63,24 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
     @functools.wraps(formula)
     def evaluate(grad_output: Any, *args: Any) -> Any:
         nonlocal compiled
-        if fuse.enabled and _has_compiler and may_overwrite(grad_output):
-            try:
-                compiled = compiled or torch.compile(formula)
-                return compiled(grad_output, *args)
-            except RuntimeError as error:
-                _give_up(error)
-        return plain(grad_output, *args)
+        if not (fuse.enabled and _has_compiler and may_overwrite(grad_output)):
+            return plain(grad_output, *args)
+        try:
+            compiled = compiled or torch.compile(formula)
+            # Detached: Dynamo asks tensors with a history for their .grad, which warns.
+            given = (grad_output, *args)
+            return compiled(*(a.detach() if isinstance(a, Tensor) else a for a in given))
+        except RuntimeError as error:
+            result = plain(grad_output, *args)  # raises by itself where the formula is at fault
+            _give_up(error)
+            return result
 
     return evaluate
 
 
 def _give_up(error: RuntimeError) -> None:
-    """Leave formulas to eager code if the compiler is what failed."""
+    """Leave all formulas to eager code from here on."""
     global _has_compiler
-    unsupported = "torch.compile" in str(error)  # this version of Python, for one
-    if not unsupported and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-        raise error
     _has_compiler = False
     reason = str(error).strip().partition("\n")[0]
     warnings.warn(f"manual_ops.fuse: formulas are not compiled: {reason}", stacklevel=3)

@@ -1,7 +1,7 @@
 """Wrong uses of every op: what torch.nn refuses, and what our refusal has to mention."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,30 @@ def _linear() -> list[BadCall]:
             ("weight", "float32", "float64"),
         ),
         BadCall("linear", "scalar", {"input": zeros(()), "weight": w}, ("input", "dim")),
+    ]
+
+
+def _fused() -> list[BadCall]:
+    x, w, norm = zeros(3, 2, 4, 4), zeros(2, 2, 3, 3), {"weight": None, "bias": None}
+    running = {"running_mean": zeros(2), "running_var": ones(2)}
+    call = {"input": x} | running | norm | {"conv_weight": w, "training": True}
+    return [
+        *(replace(call, op="linear_relu") for call in _linear()),
+        *(replace(call, op="conv2d_relu") for call in _convolutions() if call.op == "conv2d"),
+        *(
+            BadCall("batch_norm_relu_conv2d", mistake, call | changed, mentions)
+            for mistake, changed, mentions in (
+                ("vector", {"input": zeros(2)}, ("input", "4", "(2,)")),
+                ("kernel", {"conv_weight": zeros(2, 2, 5, 5)}, ("kernel", "5, 5")),
+                ("channels", {"conv_weight": zeros(2, 3, 3, 3)}, ("conv_weight", "2, 3, 3, 3")),
+                ("residual", {"residual": zeros(3, 3, 4, 4)}, ("residual", "3, 2", "3, 3")),
+                ("norm_weight", {"weight": ones(3)}, ("weight", "2", "3")),
+                ("one_value", {"input": zeros(1, 2, 1, 1)}, ("more than 1 value", "1, 2, 1, 1")),
+                ("eps", {"eps": 0.0}, ("eps", "0.0")),
+                ("statistics", {"training": False, "running_mean": None}, ("running_mean",)),
+                ("padding", {"padding": "full"}, ("padding", "full")),
+            )
+        ),
     ]
 
 
@@ -436,6 +460,7 @@ def _multi_head_attention() -> list[BadCall]:
 BAD_CALLS: tuple[BadCall, ...] = (
     *_elementwise(),
     *_linear(),
+    *_fused(),
     *_class_losses(),
     *_linear_cross_entropy(),
     *_elementwise_losses(),

@@ -70,7 +70,11 @@ def test_errors_of_the_formula_are_raised() -> None:
     def wrong(grad_output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return grad_output @ other
 
-    with manual_ops.fuse(), torch.no_grad(), pytest.raises(RuntimeError, match="shape|size"):
+    with (
+        manual_ops.fuse(),
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match=r"cannot be multiplied"),
+    ):
         fusible(wrong)(torch.ones(2, 3), torch.ones(2, 3))
 
 

@@ -872,6 +872,18 @@ EMPTY_CASES: tuple[OpCase, ...] = (
         )
         for training in (True, False)
     ),
+    _empty("linear_relu", input=normal(0, 4), weight=normal(2, 4), bias=normal(2)),
+    _empty("conv2d_relu", input=normal(0, 2, 4, 5), weight=normal(3, 2, 2, 3), bias=normal(3)),
+    _empty(
+        "batch_norm_relu_conv2d",
+        input=normal(0, 2, 4, 5),
+        running_mean=None,
+        running_var=None,
+        weight=normal(2),
+        bias=normal(2),
+        conv_weight=normal(3, 2, 2, 3),
+        training=True,
+    ),
     _empty("conv1d", input=normal(0, 2, 5), weight=normal(3, 2, 3), bias=normal(3)),
     _empty("conv2d", input=normal(0, 2, 4, 5), weight=normal(3, 2, 2, 3), bias=normal(3)),
     _empty(

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manual_ops import functional
+from manual_ops.testing.compositions import torch_op
 from tests.bad_calls import BAD_CALLS, BadCall
 
 
@@ -26,8 +25,7 @@ def test_error_type_and_message(call: BadCall, grad: bool) -> None:
     name, value = next(iter(arguments.items()))
     if grad and isinstance(value, Tensor) and value.is_floating_point():
         arguments[name] = value.clone().requires_grad_()
-    reference = torch.log if call.op == "log" else getattr(F, call.op)
-    expected = error_of(reference, arguments)
+    expected = error_of(torch_op(call.op), arguments)
     found = error_of(getattr(functional, call.op), arguments)
     assert type(found) is type(expected), f"{found!r}, torch.nn raises {expected!r}"
     message = str(found).lower()
