@@ -23,7 +23,7 @@ def test_family(name: str, record_property: Callable[[str, object], None]) -> No
     assert {layer.kind for layer in found.report.left} == family.subclasses
     assert all(layer.note.startswith("subclass of") for layer in found.report.left)
 
-    for ours in (found.converted, found.overridden):
+    for ours in (found.converted, found.overridden, found.fused):
         assert loss_error(ours, found.original) <= 1e-9
         assert gradient_error(ours, found.original) <= 1e-9
     kernels = {name for name in found.overridden.calls if "backward" in name}

@@ -164,26 +164,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same step three times."""
+    """The same step four times."""
 
-    report: Report
+    report: Report  # of the fused model
     original: Step
     converted: Step
     overridden: Step
+    fused: Step
 
 
 def compare(family: Family) -> Comparison:
-    """Train one step of the model as it is, converted, and converted inside ``override()``."""
+    """Train one step of the model: as it is, converted, inside ``override()``, and fused."""
     torch.manual_seed(0)
     model, loss_of = family.build().double().train(), nn.CrossEntropyLoss(label_smoothing=0.1)
     with torch.no_grad():
         for parameter in model.parameters():  # heads and scales that start at zero hide errors
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     original = _step(model, loss_of, family.size, ExactHardsigmoid())
-    model, report = convert(model, inplace=True)
+    fused_model, report = convert(model, fuse=True)
+    model, _ = convert(model, inplace=True)
     converted = _step(model, convert(loss_of).model, family.size, nullcontext())
     overridden = _step(model, loss_of, family.size, override())
-    return Comparison(report, original, converted, overridden)
+    fused = _step(fused_model, convert(loss_of).model, family.size, nullcontext())
+    return Comparison(report, original, converted, overridden, fused)
 
 
 def _step(model: nn.Module, loss_of: nn.Module, size: int, context: Any) -> Step:
@@ -221,8 +224,11 @@ def gradient_error(ours: Step, theirs: Step) -> float:
 
 def main() -> None:
     """Print one row a family."""
-    print("| family | layers converted | left alone | loss | gradients | gradients in override |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| family | layers converted | left alone | loss | gradients | gradients in override "
+        "| runs fused | gradients fused |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, family in FAMILIES.items():
         found = compare(family)
         done, left = len(found.report.converted), sorted({x.kind for x in found.report.left})
@@ -230,7 +236,8 @@ def main() -> None:
             f"| {name} | {done} of {done + len(found.report.left)} | {', '.join(left)} "
             f"| {loss_error(found.converted, found.original):.0e} "
             f"| {gradient_error(found.converted, found.original):.0e} "
-            f"| {gradient_error(found.overridden, found.original):.0e} |",
+            f"| {gradient_error(found.overridden, found.original):.0e} "
+            f"| {len(found.report.fused)} | {gradient_error(found.fused, found.original):.0e} |",
             flush=True,
         )
 
