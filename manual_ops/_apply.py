@@ -157,6 +157,7 @@ def bind_pointwise(
     chain: Callable[..., Tensor],
     *,
     save: Literal["input", "output"],
+    in_place: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable that runs an elementwise function ``y = f(x, *params)``.
 
@@ -170,6 +171,8 @@ def bind_pointwise(
             torch ops, so that every further order follows.
         save: What ``f'`` is computed from. Prefer ``"output"``: the next layer often saves the
             same tensor, and then it costs nothing.
+        in_place: The same as ``chain`` in as few passes over memory as possible, for plain eager
+            backward passes of floating dtype, see ``blockwise``.
     """
 
     class Pointwise(Function):
@@ -189,10 +192,12 @@ def bind_pointwise(
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             (saved,) = ctx.saved_tensors
+            evaluate = chain
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            # In one go: block by block, for the cache's sake, measured slower.
-            return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
+            elif in_place and grad_output.dtype == saved.dtype and may_overwrite(grad_output):
+                evaluate = in_place
+            return evaluate(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
@@ -201,7 +206,8 @@ def bind_pointwise(
 
     Pointwise.__name__ = chain.__module__.rpartition(".")[2]
     Pointwise.__module__ = chain.__module__
-    return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
+    expects = "input a tensor of floating dtype (float32, float64, ...)"
+    return bind(Pointwise, expects, eager_forward=forward)
 
 
 def may_overwrite(grad_output: Tensor) -> bool:

@@ -12,17 +12,21 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise, may_overwrite
-from ._bits import stopped
+from .._apply import bind_pointwise
+from .._blocks import blockwise
+from ._bits import stop
 
 
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    if may_overwrite(tangent) and tangent.dtype == output.dtype:
-        return stopped(tangent, torch.eq(output, 0, out=torch.empty_like(output)))
     return tangent.masked_fill(output == 0, 0)
 
 
-_relu = bind_pointwise(torch.relu, _chain, save="output")
+@blockwise
+def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
+    return stop(tangent, torch.eq(output, 0, out=out), out=out)
+
+
+_relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
