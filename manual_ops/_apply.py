@@ -171,8 +171,9 @@ def bind_pointwise(
             torch ops, so that every further order follows.
         save: What ``f'`` is computed from. Prefer ``"output"``: the next layer often saves the
             same tensor, and then it costs nothing.
-        in_place: The same as ``chain`` in as few passes over memory as possible, for plain eager
-            backward passes of floating dtype, see ``blockwise``.
+        in_place: The same as ``chain`` for plain eager backward, in as few passes over memory as
+            possible: ``(cotangent, saved, *params, out) -> out`` of one floating dtype, which
+            works in ``out``; see ``blockwise``.
     """
 
     class Pointwise(Function):
@@ -192,12 +193,12 @@ def bind_pointwise(
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             (saved,) = ctx.saved_tensors
-            evaluate = chain
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
             elif in_place and grad_output.dtype == saved.dtype and may_overwrite(grad_output):
-                evaluate = in_place
-            return evaluate(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
+                grad_input = in_place(grad_output, saved, *ctx.params, out=torch.empty_like(saved))
+                return grad_input, *(None for _ in ctx.params)
+            return chain(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._blocks import blockwise
 from ._bits import stop
 
 
@@ -21,7 +20,6 @@ def _chain(tangent: Tensor, output: Tensor) -> Tensor:
     return tangent.masked_fill(output == 0, 0)
 
 
-@blockwise
 def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
     return stop(tangent, torch.eq(output, 0, out=out), out=out)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 
@@ -22,7 +21,6 @@ def _chain(tangent: Tensor, output: Tensor) -> Tensor:
     return (1 - output) * output * tangent
 
 
-@blockwise
 @accumulate_wide
 def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
     # y - y^2 cancels near 1, but loses no more there than the rounding of y has lost already

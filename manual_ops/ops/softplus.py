@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._blocks import blockwise
 from .._precision import accumulate_wide, full_precision
 
 
@@ -33,7 +32,6 @@ def _chain(tangent: Tensor, input: Tensor, beta: float, threshold: float) -> Ten
     return _slope(input, beta, threshold) * tangent
 
 
-@blockwise
 @accumulate_wide
 def _in_place(
     tangent: Tensor, input: Tensor, beta: float, threshold: float, *, out: Tensor

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 
@@ -21,7 +20,6 @@ def _chain(tangent: Tensor, output: Tensor) -> Tensor:
     return (1 - output * output) * tangent
 
 
-@blockwise
 @accumulate_wide
 def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
     return torch.addcmul(output.new_ones(()), output, output, value=-1, out=out).mul_(tangent)
