@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from ._fuse import fusible
-from ._modes import forward_ad_active
+from ._modes import forward_ad_active, may_overwrite
 
 
 def bind(
@@ -160,6 +160,7 @@ def bind_pointwise(
     chain: Callable[..., Tensor],
     *,
     save: Literal["input", "output"],
+    in_place: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable that runs an elementwise function ``y = f(x, *params)``.
 
@@ -173,8 +174,11 @@ def bind_pointwise(
             torch ops, so that every further order follows.
         save: What ``f'`` is computed from. Prefer ``"output"``: the next layer often saves the
             same tensor, and then it costs nothing.
+        in_place: The same as ``chain`` for plain eager backward, in as few passes over memory as
+            possible: ``(cotangent, saved, *params, out) -> out`` of one floating dtype, which
+            works in ``out``; see ``blockwise``.
     """
-    evaluate = fusible(chain)
+    evaluate = fusible(chain, in_place_where_allowed(chain, in_place) if in_place else chain)
 
     class Pointwise(Function):
         generate_vmap_rule = True
@@ -195,7 +199,6 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            # In one go: block by block, for the cache's sake, measured slower.
             return evaluate(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
 
         @staticmethod
@@ -205,7 +208,22 @@ def bind_pointwise(
 
     Pointwise.__name__ = chain.__module__.rpartition(".")[2]
     Pointwise.__module__ = chain.__module__
-    return bind(Pointwise, expects="input a tensor of floating dtype (float32, float64, ...)")
+    expects = "input a tensor of floating dtype (float32, float64, ...)"
+    return bind(Pointwise, expects, eager_forward=forward)
+
+
+def in_place_where_allowed(
+    chain: Callable[..., Tensor], in_place: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """Return ``chain``, by way of ``in_place`` in plain eager backward; see ``bind_pointwise``."""
+
+    def evaluate(grad_output: Tensor, saved: Tensor, *params: Any) -> Tensor:
+        same = grad_output.dtype == saved.dtype and saved.is_floating_point()
+        if same and may_overwrite(grad_output):
+            return in_place(grad_output, saved, *params, out=torch.empty_like(saved))
+        return chain(grad_output, saved, *params)
+
+    return evaluate
 
 
 def _is_differentiated(args: tuple[Any, ...]) -> bool:

@@ -55,8 +55,8 @@ def widen(tensor: Tensor) -> Tensor:
 def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Evaluate ``formula`` in float32 for half tensors and round once, as ATen's kernels do.
 
-    The result has the dtype of the formula's first argument; it is written to ``out``, where the
-    caller gives one.
+    The result has the dtype of the formula's first argument. Where the caller gives ``out``, the
+    formula works in it and leaves the result there (see ``blockwise``).
     """
 
     @functools.wraps(formula)
@@ -64,8 +64,10 @@ def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if first.dtype not in (torch.float16, torch.bfloat16):
             return formula(first, *args) if out is None else formula(first, *args, out=out)
         widened = [widen(a) if isinstance(a, Tensor) else a for a in args]
-        result = formula(first.float(), *widened)
-        return result.to(first.dtype) if out is None else out.copy_(result)
+        if out is None:
+            return formula(first.float(), *widened).to(first.dtype)
+        wide_out = torch.empty_like(out, dtype=torch.float32)
+        return out.copy_(formula(first.float(), *widened, out=wide_out))
 
     return wide
 

@@ -6,8 +6,8 @@ from torch import Tensor
 _INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def stopped(tangent: Tensor, stop: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return ``tangent`` where ``stop`` is +0 and 0 elsewhere.
+def stop(tangent: Tensor, where: Tensor, *, out: Tensor) -> Tensor:
+    """Write ``tangent`` to ``out`` where ``where`` is +0, and 0 elsewhere.
 
     By shifting the bits of ``tangent``: by none they stay as they are, by as many as there are,
     or more, nothing is left. That is exact, while a product with 0 turns an infinite or NaN
@@ -16,11 +16,10 @@ def stopped(tangent: Tensor, stop: Tensor, out: Tensor | None = None) -> Tensor:
 
     Args:
         tangent: Any shape, floating dtype.
-        stop: Same shape and dtype: +0, or any number that is not denormal, or NaN.
-        out: Where to write it; by default in place of ``stop``.
+        where: Same shape and dtype: +0, or any number that is not denormal, or NaN.
+        out: Same shape and dtype; may be either of the two.
     """
-    out = stop if out is None else out
-    torch.bitwise_left_shift(_bits(tangent), _bits(stop), out=_bits(out))
+    torch.bitwise_left_shift(_bits(tangent), _bits(where), out=_bits(out))
     return out
 
 

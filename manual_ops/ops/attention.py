@@ -158,17 +158,23 @@ Settings = Sequence[Any]  # dropout_p, is_causal, scale
 
 
 def _gradients(
-    operands: Operands, settings: Settings, needs: Sequence[bool], first_query: int = 0
+    operands: Operands,
+    settings: Settings,
+    needs: Sequence[bool],
+    first_query: int = 0,
+    *,
+    in_place: bool = False,
 ) -> Gradients:
     """Compute Backward, for the gradients that are needed.
 
-    ``first_query`` is the position of the first query in the whole, for the causal mask.
+    ``first_query`` is the position of the first query in the whole, for the causal mask;
+    ``in_place`` works in temporaries of its own.
     """
     widened: list[Any] = [None if operand is None else widen(operand) for operand in operands]
     query, key, value, bias, attends, kept, grad_output, grad_weights = widened
     dropout_p, is_causal, scale = settings
     needs_query, needs_key, needs_value, needs_mask = needs
-    p = _probabilities(query, key, bias, is_causal, scale, first_query)
+    p = _probabilities(query, key, bias, is_causal, scale, first_query, in_place=in_place)
     keep = _dropout_factor(kept, dropout_p, p.dtype)
     grad_query = grad_key = grad_value = grad_scores = None
     if grad_output is not None:
@@ -176,10 +182,14 @@ def _gradients(
         if needs_value:
             grad_value = _product(p, keep).mT @ grad_output
     if needs_query or needs_key or needs_mask:
-        into_weights: Any = 0 if grad_weights is None else _product(grad_weights, attends)
+        parts = []
         if grad_output is not None:
-            into_weights = into_weights + grad_output @ value.mT
-        grad_scores = _times_jacobian(_product(into_weights, keep), p)
+            parts.append(grad_output @ value.mT)
+        if grad_weights is not None:
+            parts.append(_product(grad_weights, attends))
+        into_scores = _product(sum(parts[1:], start=parts[0]), keep)
+        out = into_scores if in_place and grad_output is not None else None
+        grad_scores = _times_jacobian(into_scores, p, out=out)
         grad_query = grad_scores @ key * scale if needs_query else None
         grad_key = grad_scores.mT @ (query * scale) if needs_key else None
     gradients = (grad_query, grad_key, grad_value, grad_scores if needs_mask else None)
@@ -197,7 +207,7 @@ def _gradients_by_blocks(
     _dropout_p, is_causal, _scale = settings
     blocks = list(_blocks(query, key, is_causal))
     if len(blocks) == 1:
-        return _gradients(operands, settings, needs)
+        return _gradients(operands, settings, needs, in_place=True)
     totals = [
         torch.zeros_like(widen(operand)) if needed else None
         for operand, needed in zip(operands, needs, strict=False)
@@ -210,7 +220,7 @@ def _gradients_by_blocks(
             None if operand is None else _part(operand, index)
             for operand, index in zip(operands, indices, strict=True)
         ]
-        gradients = _gradients(parts, settings, needs, row.start)
+        gradients = _gradients(parts, settings, needs, row.start, in_place=True)
         for total, gradient, index in zip(totals, gradients, indices, strict=False):
             if total is not None and gradient is not None:
                 _part(total, index).add_(gradient)
@@ -262,18 +272,23 @@ def _probabilities(
     is_causal: bool,
     scale: float,
     first_query: int = 0,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     scores = (widen(query) * scale) @ widen(key).mT
     if is_causal:
         forbidden = torch.full(
             scores.shape[-2:], -math.inf, dtype=scores.dtype, device=scores.device
         )
-        bias = forbidden.triu(first_query + 1)
-    return torch.softmax(scores if bias is None else scores + bias, -1)
+        bias = forbidden.triu_(first_query + 1)
+    if bias is not None:
+        scores = scores.add_(bias) if in_place else scores + bias
+    return torch.softmax(scores, -1)
 
 
-def _times_jacobian(vector: Tensor, p: Tensor) -> Tensor:
-    return p * (vector - (p * vector).sum(-1, keepdim=True))
+def _times_jacobian(vector: Tensor, p: Tensor, *, out: Tensor | None = None) -> Tensor:
+    product = torch.mul(p, vector, out=out)
+    return torch.addcmul(product, p, product.sum(-1, keepdim=True), value=-1, out=out)
 
 
 def _dropout_factor(kept: Tensor | None, p: float, dtype: torch.dtype) -> Tensor | None:
@@ -360,7 +375,7 @@ def attention(
         if attn_mask is not None and attn_mask.dim() > 2:
             shared = attn_mask.shape[-3] == 1
             attn_mask = attn_mask.unsqueeze(-3) if shared else attn_mask.unflatten(-3, groups)
-    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in (query, key, value)))
+    batch = _broadcast(*(tensor.shape[:-2] for tensor in (query, key, value)))
     leading, heads = batch[:-1], 1 if not batch else batch[-1]
     own_heads = 1 if grouped else heads
     dtype = query.dtype
@@ -388,6 +403,11 @@ def attention(
     output, weights = result if need_weights else (result, None)
     output = _with_batch(output, batch).to(dtype)
     return output, None if weights is None else _with_batch(weights, batch).to(dtype)
+
+
+def _broadcast(*shapes: torch.Size) -> tuple[int, ...]:
+    # torch.broadcast_shapes takes longer than all other checks together.
+    return shapes[0] if len(set(shapes)) == 1 else torch.broadcast_shapes(*shapes)
 
 
 def _as_4d(tensor: Tensor, leading: Sequence[int], heads: int) -> Tensor:
@@ -461,7 +481,7 @@ def _unmet_by_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: boo
         return "query, key and value of one dtype"
     tensors = (query, key, value)
     try:
-        torch.broadcast_shapes(*(t.shape[: -3 if enable_gqa else -2] for t in tensors))
+        _broadcast(*(t.shape[: -3 if enable_gqa else -2] for t in tensors))
     except RuntimeError:
         return "batch dims that broadcast"
     heads, key_heads, value_heads = (t.shape[-3] if t.dim() > 2 else 1 for t in tensors)

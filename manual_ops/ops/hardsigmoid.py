@@ -12,19 +12,23 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._modes import may_overwrite
+from .._blocks import blockwise
 from .._precision import accumulate_wide
-from ._bits import stopped
+from ._bits import stop
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
-    if may_overwrite(tangent):
-        # hardshrink(x, z) is 0 where |x| <= z, here the number before 3, and x elsewhere; NaN
-        # stays NaN and gets 0, as in torch
-        before_3 = 3 - 2 * torch.finfo(input.dtype).eps
-        return stopped(tangent, torch.nn.functional.hardshrink(input, before_3)).mul_(1 / 6)
     return (tangent / 6).masked_fill(~(input.abs() < 3), 0)
+
+
+@blockwise
+@accumulate_wide
+def _in_place(tangent: Tensor, input: Tensor, *, out: Tensor) -> Tensor:
+    # hardshrink(x, z) is 0 where |x| <= z, here the number before 3, and x elsewhere; NaN stays
+    # NaN and gets 0, as in torch
+    before_3 = 3 - 2 * torch.finfo(input.dtype).eps
+    return stop(tangent, torch.hardshrink(input, before_3, out=out), out=out).mul_(1 / 6)
 
 
 @accumulate_wide
@@ -39,7 +43,7 @@ def _forward(input: Tensor) -> Tensor:
     return torch.nn.functional.hardsigmoid(input)
 
 
-_hardsigmoid = bind_pointwise(_forward, _chain, save="input")
+_hardsigmoid = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:

@@ -14,23 +14,26 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
-from .._modes import may_overwrite
 from .._precision import accumulate_wide
-from ._bits import stopped
+from ._bits import stop
+
+
+@accumulate_wide
+def _chain(tangent: Tensor, input: Tensor) -> Tensor:
+    # threshold(-x, -3, -3/2) is -x where x < 3; else -3/2, which makes the slope 1
+    slope = 0.5 - torch.threshold(-input, -3, -1.5) / 3
+    return (tangent * slope).masked_fill(input <= -3, 0)
 
 
 @blockwise
 @accumulate_wide
-def _chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
-    # threshold(-x, -3, -3/2) is -x where x < 3; else -3/2, which makes the slope 1
-    slope = torch.rsub(torch.threshold(-input, -3, -1.5), 0.5, alpha=1 / 3)
-    product = tangent * slope
-    if may_overwrite(tangent):
-        return stopped(product, torch.le(input, -3, out=slope), product if out is None else out)
-    return product.masked_fill(input <= -3, 0)
+def _in_place(tangent: Tensor, input: Tensor, *, out: Tensor) -> Tensor:
+    minus = torch.threshold_(torch.neg(input, out=out), -3, -1.5)
+    product = torch.sub(0.5, minus, alpha=1 / 3, out=out).mul_(tangent)
+    return stop(product, torch.le(input, -3, out=torch.empty_like(out)), out=out)
 
 
-_hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input")
+_hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input", in_place=_in_place)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:

@@ -10,24 +10,19 @@ Tangent:   y'[i] = x'[i] - sum_j p[j] x'[j]
 p = exp(y), so only the output is needed. Source: the log of Bridle (1990), see softmax.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from .._apply import bind
-from .._modes import may_overwrite
 from .._precision import accumulate_wide
-from .softmax import prepare
+from ._softmax import bind_softmax, prepare
 
 
 @accumulate_wide
-def _backward(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
+def _backward(
+    grad_output: Tensor, output: Tensor, dim: int, *, out: Tensor | None = None
+) -> Tensor:
     total = grad_output.sum(dim, keepdim=True)
-    probabilities = output.exp()
-    out = probabilities if may_overwrite(grad_output) else None
-    return torch.addcmul(grad_output, probabilities, total, value=-1, out=out)
+    return torch.addcmul(grad_output, torch.exp(output, out=out), total, value=-1, out=out)
 
 
 @accumulate_wide
@@ -35,31 +30,7 @@ def _tangent(input_tangent: Tensor, output: Tensor, dim: int) -> Tensor:
     return input_tangent - (output.exp() * input_tangent).sum(dim, keepdim=True)
 
 
-class _LogSoftmax(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, dim: int) -> Tensor:
-        return torch.log_softmax(input, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _input, ctx.dim = inputs
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (output,) = ctx.saved_tensors
-        return _backward(grad_output, output, ctx.dim), None
-
-    @staticmethod
-    def jvp(ctx: Any, input_tangent: Tensor, _dim: None) -> Tensor:
-        (output,) = ctx.saved_tensors
-        return _tangent(input_tangent, output, ctx.dim)
-
-
-_log_softmax = bind(_LogSoftmax, "input of floating dtype, dim in [-input.dim(), input.dim())")
+_log_softmax = bind_softmax(torch.log_softmax, _backward, _tangent)
 
 
 def log_softmax(

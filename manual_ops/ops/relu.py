@@ -12,19 +12,20 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 import torch
 from torch import Tensor
 
-from .._apply import bind_pointwise
-from .._modes import may_overwrite
-from ._bits import stopped
+from .._apply import bind_pointwise, in_place_where_allowed
+from ._bits import stop
 
 
-def chain(tangent: Tensor, output: Tensor) -> Tensor:
-    """Return ``tangent`` where ``output`` is positive, 0 elsewhere."""
-    if may_overwrite(tangent) and tangent.dtype == output.dtype:
-        return stopped(tangent, torch.eq(output, 0, out=torch.empty_like(output)))
+def _chain(tangent: Tensor, output: Tensor) -> Tensor:
     return tangent.masked_fill(output == 0, 0)
 
 
-_relu = bind_pointwise(torch.relu, chain, save="output")
+def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
+    return stop(tangent, torch.eq(output, 0, out=out), out=out)
+
+
+chain = in_place_where_allowed(_chain, _in_place)
+_relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._modes import may_overwrite
-from ._bits import stopped
+from .._blocks import blockwise
+from ._bits import stop
 
 
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    if may_overwrite(tangent) and tangent.dtype == output.dtype:
-        # threshold(y, 0, 6) is y where y > 0 and 6 elsewhere
-        return stopped(tangent, torch.threshold(output, 0, 6).eq_(6))
     return tangent.masked_fill((output == 0) | (output == 6), 0)
 
 
-_relu6 = bind_pointwise(torch.nn.functional.relu6, _chain, save="output")
+@blockwise
+def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
+    # threshold(y, 0, 6) is y where y > 0 and 6 elsewhere
+    return stop(tangent, torch.threshold(output, 0, 6, out=out).eq_(6), out=out)
+
+
+_relu6 = bind_pointwise(torch.nn.functional.relu6, _chain, save="output", in_place=_in_place)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:

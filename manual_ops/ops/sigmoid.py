@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    # 1 - y first: it is exact near 1, where y - y^2 would cancel
-    slope = 1 - output
-    if may_overwrite(tangent):
-        return slope.mul_(output).mul_(tangent)
-    return slope * output * tangent
+    return (1 - output) * output * tangent
 
 
-_sigmoid = bind_pointwise(torch.sigmoid, _chain, save="output")
+@accumulate_wide
+def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
+    # y - y^2 cancels near 1, but loses no more there than the rounding of y has lost already
+    return torch.addcmul(output, output, output, value=-1, out=out).mul_(tangent)
+
+
+_sigmoid = bind_pointwise(torch.sigmoid, _chain, save="output", in_place=_in_place)
 
 
 def sigmoid(input: Tensor) -> Tensor:

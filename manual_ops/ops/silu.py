@@ -17,15 +17,21 @@ from .._blocks import blockwise
 from .._precision import accumulate_wide
 
 
+@accumulate_wide
+def _chain(tangent: Tensor, input: Tensor) -> Tensor:
+    s = torch.sigmoid(input)
+    return tangent * s * (1 + input - input * s)
+
+
 @blockwise
 @accumulate_wide
-def _chain(tangent: Tensor, input: Tensor, out: Tensor | None = None) -> Tensor:
+def _in_place(tangent: Tensor, input: Tensor, *, out: Tensor) -> Tensor:
     s = torch.sigmoid(input)
-    rest = torch.addcmul(input, input, s, value=-1)  # x (1 - s)
-    return torch.mul(tangent, torch.addcmul(s, s, rest), out=out)
+    rest = torch.addcmul(input, input, s, value=-1, out=out)  # x (1 - s)
+    return torch.addcmul(s, s, rest, out=out).mul_(tangent)
 
 
-_silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input")
+_silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input", in_place=_in_place)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -15,21 +15,31 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._modes import may_overwrite
 from .._precision import accumulate_wide, full_precision
+
+
+def _slope(input: Tensor, beta: float, threshold: float, out: Tensor | None = None) -> Tensor:
+    scaled = input if beta == 1 else input * beta
+    slope = torch.sigmoid(scaled, out=out)
+    if threshold < -math.log(torch.finfo(slope.dtype).eps / 4):  # else it is 1 to rounding there
+        # the larger of the slope and 0 or 1: torch.where is slower on CPU
+        slope = torch.maximum(slope, (scaled > threshold).to(slope.dtype), out=out)
+    return slope
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor, beta: float, threshold: float) -> Tensor:
-    scaled = input if beta == 1 else input * beta
-    slope = scaled.sigmoid()
-    if threshold < -math.log(torch.finfo(slope.dtype).eps / 4):  # else it is 1 to rounding there
-        # the larger of the slope and 0 or 1: torch.where is slower on CPU
-        slope = torch.maximum(slope, (scaled > threshold).to(slope.dtype))
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return _slope(input, beta, threshold) * tangent
 
 
-_softplus = bind_pointwise(torch.nn.functional.softplus, _chain, save="input")
+@accumulate_wide
+def _in_place(
+    tangent: Tensor, input: Tensor, beta: float, threshold: float, *, out: Tensor
+) -> Tensor:
+    return _slope(input, beta, threshold, out).mul_(tangent)
+
+
+_softplus = bind_pointwise(torch.nn.functional.softplus, _chain, save="input", in_place=_in_place)
 
 
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
-from .._modes import may_overwrite
 from .._precision import accumulate_wide
 
 
 @accumulate_wide
 def _chain(tangent: Tensor, output: Tensor) -> Tensor:
-    slope = torch.addcmul(output.new_ones(()), output, output, value=-1)
-    return slope.mul_(tangent) if may_overwrite(tangent) else slope * tangent
+    return (1 - output * output) * tangent
 
 
-_tanh = bind_pointwise(torch.tanh, _chain, save="output")
+@accumulate_wide
+def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
+    return torch.addcmul(output.new_ones(()), output, output, value=-1, out=out).mul_(tangent)
+
+
+_tanh = bind_pointwise(torch.tanh, _chain, save="output", in_place=_in_place)
 
 
 def tanh(input: Tensor) -> Tensor:

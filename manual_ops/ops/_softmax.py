@@ -1,0 +1,87 @@
+"""What softmax and log_softmax share: arguments, the Function, and backward by blocks of rows."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._apply import bind
+from .._blocks import block_length
+from .._modes import may_overwrite
+from .._precision import full_precision
+
+
+def bind_softmax(
+    forward: Callable[..., Tensor], backward: Callable[..., Tensor], tangent: Callable[..., Tensor]
+) -> Callable[..., Any]:
+    """Return a callable that runs an op along one dim whose derivatives need its output alone.
+
+    Args:
+        forward: ``(input, dim) -> output``.
+        backward: ``(grad_output, output, dim, out=None) -> grad_input``, from differentiable
+            torch ops; where ``out`` is given, it works in it and leaves the result there.
+        tangent: ``(input_tangent, output, dim) -> output_tangent``.
+    """
+
+    class Softmax(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(input: Tensor, dim: int) -> Tensor:
+            return forward(input, dim)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            _input, ctx.dim = inputs
+            ctx.save_for_backward(output)
+            ctx.save_for_forward(output)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            (output,) = ctx.saved_tensors
+            if not may_overwrite(grad_output):
+                return backward(grad_output, output, ctx.dim), None
+            grad_input = torch.empty_like(output)
+            tensors = (grad_output, output, grad_input)
+            for g, y, out in _independent(tensors, ctx.dim):
+                backward(g, y, ctx.dim, out=out)
+            return grad_input, None
+
+        @staticmethod
+        def jvp(ctx: Any, input_tangent: Tensor, _dim: None) -> Tensor:
+            (output,) = ctx.saved_tensors
+            return tangent(input_tangent, output, ctx.dim)
+
+    Softmax.__name__ = backward.__module__.rpartition(".")[2]
+    Softmax.__module__ = backward.__module__
+    expects = "input of floating dtype, dim in [-input.dim(), input.dim())"
+    return bind(Softmax, expects, eager_forward=forward)
+
+
+def _independent(tensors: tuple[Tensor, ...], dim: int) -> Iterable[tuple[Tensor, ...]]:
+    """Cut tensors of one shape along dim 0, into blocks that stay in the cache."""
+    first = tensors[0]
+    if dim in (0, -first.dim()) or block_length(first) >= len(first):
+        return [tensors]
+    return zip(*(x.split(block_length(first)) for x in tensors), strict=True)
+
+
+def prepare(
+    input: Tensor, dim: int | None, dtype: torch.dtype | None, name: str, stacklevel: int
+) -> tuple[Tensor, int]:
+    """Resolve ``dim=None`` and the dtype of softmax and log_softmax as torch does."""
+    if dim is None:
+        warnings.warn(
+            f"Implicit dimension choice for {name} has been deprecated. "
+            "Change the call to include dim=X as an argument.",
+            stacklevel=stacklevel,
+        )
+        dim = 0 if input.dim() in (0, 1, 3) else 1
+    if dtype is not None:
+        return input.to(dtype), dim
+    (input_,) = full_precision(input, on_cpu=False)
+    assert input_ is not None
+    return input_, dim
