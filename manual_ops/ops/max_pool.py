@@ -21,6 +21,7 @@ which one is first changes.
 Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 9.3; LeCun et al. (1998).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -54,10 +55,9 @@ class _MaxPool2d(Function):
         output, indices = torch._C._nn.max_pool2d_with_indices(
             input, kernel, stride, padding, dilation, ceil_mode
         )
-        first = _first(output.shape, input.shape, stride, padding, indices.device)
         dtype = _distance_dtype(input.shape, kernel, dilation)
         # The lowest byte of a difference is the difference of the lowest bytes.
-        return output, indices.to(dtype) - first.to(dtype)
+        return output, indices.to(dtype) - _first(indices, input.shape, stride, padding, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -194,11 +194,32 @@ def _coverage(
 
 
 def _first(
-    output_shape: Sizes, input_shape: Sizes, stride: Sizes, padding: Sizes, device: torch.device
+    like: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes, dtype: torch.dtype
 ) -> Tensor:
     """Return f, ``(H_out, W_out)``: negative where a window starts in the padding."""
-    rows, columns = _starts(output_shape[-2:], stride, padding, device)
-    return rows.unsqueeze(-1) * input_shape[-1] + columns
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_inference_mode_enabled()
+    )
+    build = _first_of if watched else _known_first_of
+    return build(like.shape[-2:], input_shape[-1], stride, padding, dtype, like.device)
+
+
+def _first_of(
+    counts: Sizes,
+    width: int,
+    stride: Sizes,
+    padding: Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    rows, columns = _starts(counts, stride, padding, device)
+    return (rows.unsqueeze(-1) * width + columns).to(dtype)
+
+
+_known_first_of = functools.lru_cache(maxsize=32)(_first_of)
 
 
 def _starts(
@@ -221,7 +242,7 @@ def _distance_dtype(input_shape: Sizes, kernel: Sizes, dilation: Sizes) -> torch
 
 def _positions(distances: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes) -> Tensor:
     """Return a, int64."""
-    first = _first(distances.shape, input_shape, stride, padding, distances.device)
+    first = _first(distances, input_shape, stride, padding, torch.int64)
     return distances.to(torch.int64, copy=True).add_(first)
 
 
