@@ -36,6 +36,7 @@ CASES = [
     Case("fashion-cnn", (1, 28, 28), 128),
     Case("cifar-cnn", (3, 32, 32), 128),
     Case("vgg", (3, 32, 32), 64),
+    Case("resnet18", (3, 32, 32), 32),
     Case("speed-resnet", (3, 32, 32), 125, {"width": 0.5}),
 ]
 

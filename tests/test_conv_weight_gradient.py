@@ -5,13 +5,14 @@ import torch
 
 from manual_ops.ops import _conv_weight_gradient as ways
 
-GENERAL = (ways._literally, ways._by_rows, ways._by_samples)
+GENERAL = (ways._literally, ways._by_rows, ways._by_products)
 CASES = [
     # way, in- and out-channels, groups, kernel, stride, padding, dilation
     *((way, 4, 6, 2, (3, 5), (2, 1), (1, 2), (1, 2)) for way in GENERAL),
     *((way, 3, 5, 1, (2, 2), (3, 2), (0, 1), (2, 1)) for way in GENERAL),
     (ways._by_planes, 4, 4, 4, (3, 3), (2, 1), (1, 0), (1, 2)),
-    (ways._by_taps, 4, 6, 2, (3,), (2,), (1,), (2,)),
+    (ways._by_products, 4, 6, 2, (3,), (2,), (1,), (2,)),
+    (ways._by_products, 4, 6, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
 ]
 
 

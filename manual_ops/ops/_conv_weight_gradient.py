@@ -1,4 +1,4 @@
-"""The weight gradient of a convolution: one sum, handed to forward kernels in five ways.
+"""The weight gradient of a convolution: one sum, handed to forward kernels in four ways.
 
            dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]          (see conv.py)
 
@@ -39,14 +39,13 @@ def weight_gradient(
         return input.new_zeros(weight_shape)
     out_channels, in_channels, *kernel = weight_shape
     geometry = _Geometry(tuple(kernel), stride, padding, dilation)
+    overlap = math.prod((*kernel, *grad_output.shape[2:])) / math.prod(input.shape[2:])
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
     if in_channels == 1 and out_channels == groups:
         way = _by_planes
-    elif sums_apart and len(kernel) == 1:
-        way = _by_taps
-    elif sums_apart and in_channels < 16:
-        way = _by_samples
+    elif sums_apart and (len(kernel) == 1 or in_channels < 16 or overlap < 3):
+        way = _by_products
     elif in_channels < 32 and math.prod(kernel) >= 25:  # K x K positions enough to fill vectors
         way = _literally
     else:
@@ -83,12 +82,20 @@ def _by_planes(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: 
     return planes.reshape(batch, groups, *geometry.kernel).sum(0)
 
 
-def _by_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
-    """One spatial dim: a matrix product over u for each k, then sum over the batch."""
-    windows = _windows(grad_output, input, geometry, groups)
-    rows = grad_output.reshape(grad_output.shape[0], groups, -1, grad_output.shape[-1])
-    taps = [(rows @ windows[..., k, :].mT).sum(0) for k in range(*geometry.kernel)]
-    return torch.stack(taps, -1)
+def _by_products(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """A product of matrices over u for each sample, of all windows of x, then sum over the batch.
+
+    The windows take as many times the memory of x as they overlap, so this is for one spatial
+    dim, few in-channels, and strides.
+    """
+    dims, (batch, out_channels) = len(geometry.kernel), grad_output.shape[:2]
+    windows = _windows(grad_output, input, geometry, groups, dims)
+    n, group, i, u, k = 0, 1, 2, range(3, 3 + dims), range(3 + dims, 3 + 2 * dims)
+    columns = _merge(windows.permute(n, group, *k, i, *u), dims)
+    columns = columns.reshape(batch, groups, -1, columns.shape[-1])
+    rows = grad_output.reshape(batch, groups, out_channels // groups, -1)
+    gradient = (columns @ rows.mT).sum(0).reshape(groups, *geometry.kernel, -1, rows.shape[2])
+    return gradient.movedim((-1, -2), (1, 2))
 
 
 def _by_rows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
@@ -100,37 +107,14 @@ def _by_rows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: in
         (k_last; n u_last; *H, i) * (o; n u_last; *U, 1) -> (k_last; o; *K, i)
     """
     rest = len(geometry.kernel) - 1
-    windows = _windows(grad_output, input, geometry, groups)
-    n, group, i, rows, k, u = 0, 1, 2, range(3, 3 + rest), 3 + rest, 4 + rest
+    windows = _windows(grad_output, input, geometry, groups, dims=1)
+    n, group, i, rows, u, k = 0, 1, 2, range(3, 3 + rest), 3 + rest, 4 + rest
     images = _merge(windows.permute(k, *rows, i, group, n, u), 3)
     kernels = _merge(grad_output.permute(1, *range(2, 2 + rest), 0, 2 + rest), 2).unsqueeze(-2)
-    gradient = _correlate_rows(images, kernels, geometry, groups)
-    return gradient.movedim(0, -1).movedim(-2, 1)
-
-
-def _by_samples(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
-    """By rows for few in-channels, which fill no vector: the taps of the row join them.
-
-    Each sample is a group of its own, summed at the end. dL/dy, most of what is read here, then
-    serves as the kernels as it is:
-
-        (1; n u_last; *H, k_last i) * (n o; u_last; *U, 1) -> (1; n o; *K, k_last i)
-    """
-    rest, (batch, out_channels) = len(geometry.kernel) - 1, grad_output.shape[:2]
-    windows = _windows(grad_output, input, geometry, groups)
-    n, group, i, rows, k, u = 0, 1, 2, range(3, 3 + rest), 3 + rest, 4 + rest
-    images = _merge(windows.permute(*rows, k, i, n, group, u), 3)
-    images = images.reshape(1, *input.shape[2:-1], -1, images.shape[-1])
-    kernels = grad_output.reshape(-1, *grad_output.shape[2:]).unsqueeze(-2)
-    gradient = _correlate_rows(images, kernels, geometry, batch * groups)
-    return gradient.reshape(batch, out_channels, *geometry.kernel, -1).sum(0).movedim(-1, 1)
-
-
-def _correlate_rows(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int) -> Tensor:
-    """``_correlate`` with channels last in both arguments and a last dim that does not move."""
     kernel, stride, padding, dilation = (values[:-1] for values in geometry)
-    rows = _Geometry((*kernel, images.shape[-2]), (*stride, 1), (*padding, 0), (*dilation, 1))
-    return _correlate(images.movedim(-1, 1), kernels.movedim(-1, 1), rows, groups)
+    taps = _Geometry((*kernel, images.shape[-2]), (*stride, 1), (*padding, 0), (*dilation, 1))
+    gradient = _correlate(images.movedim(-1, 1), kernels.movedim(-1, 1), taps, groups)
+    return gradient.movedim(0, -1).movedim(-2, 1)
 
 
 def _correlate(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int) -> Tensor:
@@ -145,13 +129,19 @@ def _correlate(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int
     return gradient
 
 
-def _windows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
-    """Return ``x[..., s u + d k - P]`` over the last dim as ``(n, group, i, *H, k, u)``."""
-    taps, stride, padding, dilation = (values[-1] for values in geometry)
-    span = (grad_output.shape[-1] - 1) * stride + 1
-    right = span + (taps - 1) * dilation - input.shape[-1] - padding  # negative: never read
-    windows = pad(input, (padding, right)).unfold(-1, span, dilation)[..., ::stride]
-    return windows.reshape(windows.shape[0], groups, -1, *windows.shape[2:])
+def _windows(
+    grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int, dims: int
+) -> Tensor:
+    """Return ``x[..., s u + d k - P]`` over the last ``dims`` as ``(n, group, i, *H, *u, *k)``."""
+    sizes = (input.shape[2:], grad_output.shape[2:], *geometry)
+    moved = list(zip(*(values[-dims:] for values in sizes), strict=True))
+    pads: list[int] = []
+    for size, count, k, s, p, d in moved:
+        pads[:0] = p, (count - 1) * s + (k - 1) * d + 1 - size - p  # negative: never read
+    windows = pad(input, pads) if any(pads) else input
+    for dim, (_, _, k, s, _, d) in enumerate(moved, start=input.dim() - dims):
+        windows = windows.unfold(dim, (k - 1) * d + 1, s)[..., ::d]
+    return windows.reshape(input.shape[0], groups, -1, *windows.shape[2:])
 
 
 def _merge(x: Tensor, dims: int) -> Tensor:
