@@ -1,7 +1,7 @@
 """Formulas evaluated block by block, so that their temporaries stay in the cache."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ def block_length(x: Tensor) -> int:
         return max(len(x), 1)
     slice_size = max(x.numel() // max(len(x), 1), 1)
     return max(_BLOCK * torch.get_num_threads() // slice_size, 1)
+
+
+def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Split tensors of one shape along dim 0 into blocks, and return each block of all of them."""
+    length = block_length(tensors[0])
+    if length >= len(tensors[0]):
+        return [tensors]
+    return zip(*(tensor.split(length) for tensor in tensors), strict=True)
 
 
 def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -26,6 +26,8 @@ are therefore outputs of the Function, and what reaches them as cotangents is pa
 Source: Ioffe and Szegedy, Batch Normalization (2015), section 3.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +36,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._blocks import blocks
 from .._layout import is_channels_last, laid_out
 from .._modes import may_overwrite
 from .._precision import widen
@@ -108,24 +111,25 @@ def training_gradients(
     grad_input: Tensor | None = None
     grad_weight: Any = None
     grad_bias: Any = None
-    g = None if grad_output is None else widen(grad_output)
-    if needs_input or needs_weight:
-        centred = widen(input) - _per_channel(mean, input)
-    if g is not None and (needs_input or needs_bias):
-        grad_bias = g.sum(_over_positions(g))
-    if g is not None and (needs_input or needs_weight):
-        grad_weight = (g * centred).sum(_over_positions(g)) * rstd
+    if grad_output is not None:
+        grad_bias, products = _sums(
+            grad_output, input, mean, needs_input or needs_bias, needs_input or needs_weight
+        )
+        grad_weight = None if products is None else products * rstd
     if needs_input:
         # dL/dx = scale g + slope (x - m) + shift, each of the three a number per channel
         n = _positions(input)
-        slope = torch.zeros_like(rstd) if grad_rstd is None else -grad_rstd * rstd**3 / n
-        shift = torch.zeros_like(mean) if grad_mean is None else grad_mean / n
-        scale = None
-        if g is not None:
+        if grad_output is None:
+            scale, slope, shift = None, torch.zeros_like(rstd), torch.zeros_like(mean)
+        else:
             scale = rstd if weight is None else rstd * weight
-            slope = slope - scale * rstd * grad_weight / n
-            shift = shift - scale * grad_bias / n
-        grad_input = _combined(scale, g, slope, centred, shift).to(input.dtype)
+            each = scale / -n
+            slope, shift = each * rstd * grad_weight, each * grad_bias
+        if grad_rstd is not None:
+            slope = slope - grad_rstd * rstd**3 / n
+        if grad_mean is not None:
+            shift = shift + grad_mean / n
+        grad_input = _combined(scale, grad_output, slope, input, mean, shift)
     return grad_input, grad_weight if needs_weight else None, grad_bias if needs_bias else None
 
 
@@ -183,19 +187,15 @@ class _EvaluationBatchNorm(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, variance = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        g = widen(grad_output)
         grad_input = grad_weight = grad_bias = None
         if needs_input or needs_weight:
             rstd = torch.rsqrt(widen(variance) + ctx.eps)
         if needs_input:
             scale = rstd if weight is None else rstd * weight
-            grad_input = (g * _per_channel(scale, g)).to(ctx.input_dtype)
+            grad_input = (grad_output * _per_channel(scale, grad_output)).to(ctx.input_dtype)
             grad_input = laid_out(grad_input, ctx.channels_last)
-        if needs_weight:
-            centred = widen(input) - _per_channel(mean, input)
-            grad_weight = (g * centred).sum(_over_positions(g)) * rstd
-        if needs_bias:
-            grad_bias = g.sum(_over_positions(g))
+        grad_bias, products = _sums(grad_output, input, mean, needs_bias, needs_weight)
+        grad_weight = None if products is None else products * rstd
         return grad_input, grad_weight, grad_bias, None, None, None
 
     @staticmethod
@@ -221,14 +221,63 @@ class _EvaluationBatchNorm(Function):
 def fused_training(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
+    """``_TrainingBatchNorm.forward`` by ATen's kernels, which cannot be mapped (torch.func)."""
+    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    if _has_large_planes(input):
+        return _from_planes(input, weight, bias, eps)
     # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
     statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
-    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
     output, mean, rstd = torch.native_batch_norm(
         input, weight, bias, statistics[0], statistics[1], True, 1.0, eps
     )
     return output, mean, rstd, statistics[1]
+
+
+def _has_large_planes(input: Tensor) -> bool:
+    """Whether ``_from_planes`` is the faster way: from 7 x 7 positions on, by measurement."""
+    positions = math.prod(input.shape[2:])
+    return (
+        input.device.type == "cpu"
+        and widen(input) is input
+        and input.is_contiguous()
+        and positions >= 49
+        and input.numel() >= 1 << 17
+    )
+
+
+def _from_planes(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalise by the statistics of each plane (a channel of a sample), put together.
+
+    m[c] is the mean of the planes' means, v[c] that of their variances plus the variance of their
+    means. Group normalisation with a group for each channel finds them in half the time that the
+    kernel for batch normalisation takes for those of a whole channel; what else it writes is
+    overwritten.
+    """
+    samples, channels, *positions = input.shape
+    output, means, rstds = torch.native_group_norm(
+        input, None, None, samples, channels, math.prod(positions), channels, 0.0
+    )
+    variance, mean = torch.var_mean(means.double(), 0, correction=0)
+    variance += rstds.double().pow_(-2).mean(0)
+    mean, variance = mean.to(input.dtype), variance.to(input.dtype)
+    no_statistics = input.new_empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        input,
+        weight,
+        bias,
+        mean,
+        variance,
+        False,
+        0.0,
+        eps,
+        out=output,
+        save_mean=no_statistics,
+        save_invstd=no_statistics,
+    )
+    n = _positions(input)
+    return output, mean, torch.rsqrt(variance + eps), variance * (n / (n - 1))
 
 
 def fused_evaluation(
@@ -268,18 +317,56 @@ def _output_tangent(
     return output_tangent
 
 
+def _sums(
+    g: Tensor, x: Tensor | None, mean: Tensor | None, of_g: bool, of_products: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return sum_n g and sum_n g (x - m), each if it is asked for."""
+    if not of_products or x is None or mean is None:
+        return _sum(widen(g)) if of_g else None, None
+    mean = _per_channel(widen(mean), x)
+    if not may_overwrite(g):
+        products = widen(g) * (widen(x) - mean)
+        return _sum(widen(g)) if of_g else None, _sum(products)
+    room, sums, sums_of_products = None, [], []
+    for g_block, x_block in blocks(g, x):
+        room = torch.sub(x_block, mean, out=_part(room, x_block))
+        if of_g:
+            sums.append(_sum(g_block, room.dtype))
+        sums_of_products.append(_sum(room.mul_(g_block)))
+    return functools.reduce(torch.add, sums) if of_g else None, functools.reduce(
+        torch.add, sums_of_products
+    )
+
+
 def _combined(
-    scale: Tensor | None, g: Tensor | None, slope: Tensor, centred: Tensor, shift: Tensor
+    scale: Tensor | None, g: Tensor | None, slope: Tensor, x: Tensor, mean: Tensor, shift: Tensor
 ) -> Tensor:
-    """Return scale g + slope centred + shift, in place of ``centred`` where that is allowed."""
-    slope, shift = _per_channel(slope, centred), _per_channel(shift, centred)
+    """Return scale g + slope (x - m) + shift, in the dtype of ``x``."""
+    slope, mean, shift = (_per_channel(channels, x) for channels in (slope, mean, shift))
     if g is None or scale is None:
-        return torch.addcmul(shift, centred, slope)
-    scale = _per_channel(scale, centred)
-    if may_overwrite(g):
-        # Not addcmul(shift, centred, slope): with two of three broadcast it takes 7 times as long.
-        return centred.mul_(slope).add_(shift).addcmul_(g, scale)
-    return torch.addcmul(torch.addcmul(shift, centred, slope), g, scale)
+        return torch.addcmul(shift, widen(x) - mean, slope).to(x.dtype)
+    scale = _per_channel(scale, x)
+    if not may_overwrite(g):
+        combined = torch.addcmul(torch.addcmul(shift, widen(x) - mean, slope), widen(g), scale)
+        return combined.to(x.dtype)
+    combined, room = torch.empty_like(x), None
+    for g_block, x_block, block in blocks(g, x, combined):
+        room = torch.sub(x_block, mean, out=_part(room, x_block))
+        # Not addcmul(shift, room, slope): with two of three broadcast it takes 7 times as long.
+        torch.addcmul(room.mul_(slope).add_(shift), g_block, scale, out=block)
+    return combined
+
+
+def _part(room: Tensor | None, block: Tensor) -> Tensor | None:
+    """Return as much of ``room`` as a block fills, which but for the last block is all of it."""
+    return room if room is None or len(room) == len(block) else room[: len(block)]
+
+
+def _sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Sum over positions: over those of each sample first, which is faster than all at once."""
+    if x.dim() > 2:
+        x = x.sum(_over_positions(x)[1:], dtype=dtype)
+    return x.sum(0, dtype=dtype)
 
 
 def _over_positions(x: Tensor) -> list[int]:

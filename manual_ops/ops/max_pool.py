@@ -30,8 +30,8 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from .._apply import bind
-from .._modes import may_overwrite
 from .._layout import is_channels_last
+from .._modes import may_overwrite
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
