@@ -4,17 +4,18 @@
 
 Read literally this is a convolution of x with dL/dy as kernel: n the summed channel, i the batch,
 u the kernel position, k the output position, stride s and dilation d exchanged. With an output of
-only K x K positions it leaves most of a CPU's vector units idle: 1.3 to 14 times the time of
-ATen's own kernel. The sum may be cut up differently, exactly. Time over that of ATen's kernel, on
-one thread of an AVX-512 CPU (``python -m benchmarks.conv_weight_gradient``):
+only K x K positions it leaves most of a CPU's vector units idle. The sum may be cut up
+differently, exactly. Time over that of ATen's kernel, on one thread of an AVX2 CPU
+(``python -m benchmarks.conv_weight_gradient``):
 
     kernel                              literally   as below
-    3x3, 64 to 128, 16x16, batch 64        3.4        1.3     by rows
-    3x3, 512 to 512, 4x4, batch 64         1.3        0.7     by rows
-    3x3, 3 to 16, 32x32, batch 128         5.3        2.3     by samples
-    3x3, 3 to 64, 32x32, batch 64          7.9        1.3     by samples
-    3x3 depthwise, 64, 16x16, batch 64    14          1.0     by planes
-    5, 32 to 64, length 1024, batch 64     7.6        2.6     by taps
+    3x3, 64 to 128, 16x16, batch 64        1.2        1.2     by rows
+    3x3, 512 to 512, 4x4, batch 64         0.4        0.5     by rows
+    3x3 stride 2, 64 to 128, batch 32      2.2        1.5     by products
+    3x3, 3 to 16, 32x32, batch 128         3.1        1.7     by products
+    3x3, 3 to 64, 32x32, batch 64          3.6        1.1     by products
+    5x5, 1 to 16, 28x28, batch 128         0.6        0.5     by products
+    3x3 depthwise, 64, 16x16, batch 64      -         1.1     by planes
 """
 
 import math
