@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -68,13 +67,6 @@ def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return result.to(first.dtype) if out is None else out.copy_(result)
 
     return wide
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Return a context in which products keep their dtype, whatever the caller of backward set."""
-    if not _autocasts(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 def _autocasts(device_type: str) -> bool:
