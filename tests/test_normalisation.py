@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from manual_ops import _blocks
 from manual_ops import functional as F
 
 CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -61,3 +62,32 @@ def test_backward_under_autocast_keeps_float32(call: Callable[[Any, Tensor], Ten
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = gradients(F, call, x, g)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_batch_norm_by_blocks_is_as_accurate(
+    mean: float, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By blocks of samples, whose sums are of centred values."""
+    monkeypatch.setattr(_blocks, "_BLOCK", 1 << 14)  # several blocks, the last a partial one
+    torch.manual_seed(0)
+    x = (torch.randn(9, 16, 32, 32) + mean).to(memory_format=memory_format)
+    weight, bias, g = torch.randn(16), torch.randn(16), torch.randn_like(x)
+
+    def results(f: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias)]
+        running = [torch.zeros(16, dtype=dtype), torch.ones(16, dtype=dtype)]
+        output = f.batch_norm(leaves[0], *running, *leaves[1:], training=True)
+        assert output.is_contiguous(memory_format=memory_format)
+        gradients = torch.autograd.grad(output, leaves, g.to(dtype))
+        assert gradients[0].is_contiguous(memory_format=memory_format)
+        return [output.detach(), *running, *gradients]
+
+    truth = results(torch_functional, torch.float64)
+    ours, theirs = (
+        [(found - true).abs().max() for found, true in zip(results(f, x.dtype), truth, strict=True)]
+        for f in (F, torch_functional)
+    )
+    for our, their, true in zip(ours, theirs, truth, strict=True):
+        assert our <= 2 * their + 1e-6 * true.abs().max()

@@ -27,7 +27,6 @@ Source: Ioffe and Szegedy, Batch Normalization (2015), section 3.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,63 +220,14 @@ class _EvaluationBatchNorm(Function):
 def fused_training(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``_TrainingBatchNorm.forward`` by ATen's kernels, which cannot be mapped (torch.func)."""
+    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
     weight, bias = (None if t is None else widen(t) for t in (weight, bias))
-    if _has_large_planes(input):
-        return _from_planes(input, weight, bias, eps)
     # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
     statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
     output, mean, rstd = torch.native_batch_norm(
         input, weight, bias, statistics[0], statistics[1], True, 1.0, eps
     )
     return output, mean, rstd, statistics[1]
-
-
-def _has_large_planes(input: Tensor) -> bool:
-    """Whether ``_from_planes`` is the faster way: from 7 x 7 positions on, by measurement."""
-    positions = math.prod(input.shape[2:])
-    return (
-        input.device.type == "cpu"
-        and widen(input) is input
-        and input.is_contiguous()
-        and positions >= 49
-        and input.numel() >= 1 << 17
-    )
-
-
-def _from_planes(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalise by the statistics of each plane (a channel of a sample), put together.
-
-    m[c] is the mean of the planes' means, v[c] that of their variances plus the variance of their
-    means. Group normalisation with a group for each channel finds them in half the time that the
-    kernel for batch normalisation takes for those of a whole channel; what else it writes is
-    overwritten.
-    """
-    samples, channels, *positions = input.shape
-    output, means, rstds = torch.native_group_norm(
-        input, None, None, samples, channels, math.prod(positions), channels, 0.0
-    )
-    variance, mean = torch.var_mean(means.double(), 0, correction=0)
-    variance += rstds.double().pow_(-2).mean(0)
-    mean, variance = mean.to(input.dtype), variance.to(input.dtype)
-    no_statistics = input.new_empty(0)
-    torch.ops.aten.native_batch_norm.out(
-        input,
-        weight,
-        bias,
-        mean,
-        variance,
-        False,
-        0.0,
-        eps,
-        out=output,
-        save_mean=no_statistics,
-        save_invstd=no_statistics,
-    )
-    n = _positions(input)
-    return output, mean, torch.rsqrt(variance + eps), variance * (n / (n - 1))
 
 
 def fused_evaluation(
@@ -333,9 +283,8 @@ def _sums(
         if of_g:
             sums.append(_sum(g_block, room.dtype))
         sums_of_products.append(_sum(room.mul_(g_block)))
-    return functools.reduce(torch.add, sums) if of_g else None, functools.reduce(
-        torch.add, sums_of_products
-    )
+    total = functools.partial(functools.reduce, torch.add)
+    return total(sums) if of_g else None, total(sums_of_products)
 
 
 def _combined(
