@@ -161,8 +161,11 @@ def bind_pointwise(
     *,
     save: Literal["input", "output"],
     in_place: Callable[..., Tensor] | None = None,
-) -> Callable[..., Any]:
+    overwrite: Callable[..., Tensor] | None = None,
+) -> Any:
     """Return a callable that runs an elementwise function ``y = f(x, *params)``.
+
+    The callable's attribute ``overwriting`` is another one, which writes y into x and returns that.
 
     The Jacobian of an elementwise function is diagonal, so one product serves both modes:
     ``dL/dx = dL/dy f'(x)`` backward and ``y' = x' f'(x)`` forward. For complex x backward takes
@@ -177,6 +180,8 @@ def bind_pointwise(
         in_place: The same as ``chain`` for plain eager backward, in as few passes over memory as
             possible: ``(cotangent, saved, *params, out) -> out`` of one floating dtype, which
             works in ``out``; see ``blockwise``.
+        overwrite: The same as ``forward``, written into ``input``. With ``save="output"`` the one
+            tensor is then all that is saved, as the next layer's input.
     """
     evaluate = fusible(chain, in_place_where_allowed(chain, in_place) if in_place else chain)
 
@@ -206,10 +211,43 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             return chain(input_tangent, saved, *ctx.params)
 
-    Pointwise.__name__ = chain.__module__.rpartition(".")[2]
-    Pointwise.__module__ = chain.__module__
+    class Overwriting(Function):
+        @staticmethod
+        def forward(ctx: Any, input: Tensor, *params: Any) -> Tensor:
+            assert overwrite
+            overwrite(input, *params)
+            ctx.params = params
+            ctx.mark_dirty(input)
+            ctx.save_for_backward(input)
+            return input
+
+        backward = Pointwise.backward
+
+    for op in (Pointwise, Overwriting):
+        op.__name__ = chain.__module__.rpartition(".")[2]
+        op.__module__ = chain.__module__
     expects = "input a tensor of floating dtype (float32, float64, ...)"
-    return bind(Pointwise, expects, eager_forward=forward)
+    apply: Any = bind(Pointwise, expects, eager_forward=forward)
+
+    def overwriting(input: Tensor, *params: Any) -> Tensor:
+        if overwrite and save == "output" and _is_plain_intermediate(input):
+            result: Tensor = Overwriting.apply(input, *params)
+            return result
+        return input.copy_(apply(input if save == "output" else input.clone(), *params))
+
+    apply.overwriting = overwriting
+    return apply
+
+
+def _is_plain_intermediate(input: Tensor) -> bool:
+    """Whether a Function may overwrite ``input``: in eager reverse mode, no leaf and no view."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad_active()
+        or input.is_leaf
+        or input._is_view()
+    )
 
 
 def in_place_where_allowed(

@@ -57,6 +57,5 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         TypeError: ``input`` is no tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    # The op saves its input, which is about to be overwritten.
-    output: Tensor = _elu(input.clone() if inplace else input, alpha)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _elu.overwriting(input, alpha) if inplace else _elu(input, alpha)
+    return output

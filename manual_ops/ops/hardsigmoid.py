@@ -61,6 +61,5 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
         TypeError: ``input`` is no tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    # The op saves its input, which is about to be overwritten.
-    output: Tensor = _hardsigmoid(input.clone() if inplace else input)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _hardsigmoid.overwriting(input) if inplace else _hardsigmoid(input)
+    return output

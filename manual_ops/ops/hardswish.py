@@ -52,6 +52,5 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
         TypeError: ``input`` is no tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    # The op saves its input, which is about to be overwritten.
-    output: Tensor = _hardswish(input.clone() if inplace else input)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _hardswish.overwriting(input) if inplace else _hardswish(input)
+    return output

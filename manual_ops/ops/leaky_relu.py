@@ -32,7 +32,13 @@ def _in_place(tangent: Tensor, saved: Tensor, negative_slope: float, *, out: Ten
 
 
 _forward = torch.nn.functional.leaky_relu
-_from_output = bind_pointwise(_forward, _chain, save="output", in_place=_in_place)
+_from_output = bind_pointwise(
+    _forward,
+    _chain,
+    save="output",
+    in_place=_in_place,
+    overwrite=torch.nn.functional.leaky_relu_,
+)
 _from_input = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
@@ -51,5 +57,5 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         RuntimeError: Integer ``input``; ``inplace`` on a leaf that requires grad.
     """
     op = _from_output if negative_slope >= 0 else _from_input
-    output: Tensor = op(input, negative_slope)
-    return input.copy_(output) if inplace else output
+    output: Tensor = op.overwriting(input, negative_slope) if inplace else op(input, negative_slope)
+    return output

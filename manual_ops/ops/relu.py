@@ -25,7 +25,9 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
 
 
 chain = in_place_where_allowed(_chain, _in_place)
-_relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place)
+_relu = bind_pointwise(
+    torch.relu, _chain, save="output", in_place=_in_place, overwrite=torch.relu_
+)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -41,5 +43,5 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     Raises:
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    output: Tensor = _relu(input)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _relu.overwriting(input) if inplace else _relu(input)
+    return output

@@ -27,7 +27,13 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
     return stop(tangent, torch.threshold(output, 0, 6, out=out).eq_(6), out=out)
 
 
-_relu6 = bind_pointwise(torch.nn.functional.relu6, _chain, save="output", in_place=_in_place)
+_relu6 = bind_pointwise(
+    torch.nn.functional.relu6,
+    _chain,
+    save="output",
+    in_place=_in_place,
+    overwrite=torch._C._nn.relu6_,
+)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
@@ -44,5 +50,5 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
         TypeError: ``input`` is no tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    output: Tensor = _relu6(input)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _relu6.overwriting(input) if inplace else _relu6(input)
+    return output

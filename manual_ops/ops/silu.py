@@ -49,6 +49,5 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
         TypeError: ``input`` is no tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
-    # The op saves its input, which is about to be overwritten.
-    output: Tensor = _silu(input.clone() if inplace else input)
-    return input.copy_(output) if inplace else output
+    output: Tensor = _silu.overwriting(input) if inplace else _silu(input)
+    return output
