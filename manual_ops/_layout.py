@@ -1,5 +1,6 @@
 """Memory format of gradients: the input's, as torch.nn gives it."""
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +17,9 @@ def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     if channels_last:
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return x.contiguous()
+
+
+def reshaped(output: Tensor, shape: torch.Size) -> Tensor:
+    """``output.reshape(shape)``, but no view: a Function's view cannot be changed in place."""
+    result: Tensor = torch.ops.aten._unsafe_view(output, shape)
+    return result

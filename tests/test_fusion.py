@@ -250,7 +250,7 @@ def test_saves_fewer_bytes(name: str, most: float) -> None:
     shape = (1, 28, 28) if name == "mnist-cnn" else (3, 32, 32)
     model = models.build(name, nn, shape, 10)
     fused, _ = manual_ops.convert(model, fuse=True)
-    x = torch.randn(4, *shape)
+    x = torch.randn(16, *shape)
     ours, theirs = (saved_bytes(lambda m=m: m(x), besides=m.parameters()) for m in (fused, model))
     assert ours <= most * theirs
 

@@ -61,3 +61,12 @@ def test_distances_take_as_many_bytes_as_they_need(width, size, memory_format):
     (gradient,) = torch.autograd.grad(output.sum(), input)
     assert torch.equal(gradient.sum((2, 3)), torch.full((1, 2), float(output[0, 0].numel())))
     assert torch.equal(input[gradient == 1].sort()[0], output.flatten().sort()[0])
+
+
+def test_output_can_be_changed_in_place() -> None:
+    """By either way of finding the maxima: the output is no view of something hidden."""
+    for size in (4, 64):
+        x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
+        functional.max_pool2d(x, 2).relu_().sum().backward()
+        (expected,) = torch.autograd.grad(F.max_pool2d(x, 2).relu().sum(), x)
+        assert torch.equal(x.grad, expected)

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._blocks import block_length
-from .._layout import is_channels_last, laid_out
+from .._layout import is_channels_last, laid_out, reshaped
 from .._modes import may_overwrite
 from .._precision import widen
 
@@ -143,12 +143,6 @@ class Normalisation(Function):
         if bias_tangent is not None:
             tangent = tangent + _of_channels(bias_tangent, ctx.shape)
         return tangent.to(input.dtype).reshape(input.shape), mean_tangent, rstd_tangent
-
-
-def reshaped(output: Tensor, shape: torch.Size) -> Tensor:
-    """``output.reshape(shape)``, but no view: a Function's view cannot be changed in place."""
-    result: Tensor = torch.ops.aten._unsafe_view(output, shape)
-    return result
 
 
 def statistics(mean: Tensor, rstd: Tensor, shape: Groups) -> tuple[Tensor, Tensor]:

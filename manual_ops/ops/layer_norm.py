@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from .._apply import bind
+from .._layout import reshaped
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation, reshaped, statistics
+from ._normalisation import Groups, Normalisation, statistics
 
 
 def _fused(

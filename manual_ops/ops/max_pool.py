@@ -30,7 +30,7 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from .._apply import bind
-from .._layout import is_channels_last
+from .._layout import is_channels_last, reshaped
 from .._modes import may_overwrite
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
@@ -142,8 +142,8 @@ def _by_columns(
     if padded:
         order = order.view(-1, distances.shape[-1]).mul_(distances.shape[-1])
         order.add_(torch.arange(distances.shape[-1]))
-    shape = (*input.shape[:-2], *counts)
-    return output.view(shape), distances.view(-1).gather(0, order.view(-1)).view(shape)
+    shape = torch.Size((*input.shape[:-2], *counts))
+    return reshaped(output, shape), distances.view(-1).gather(0, order.view(-1)).view(shape)
 
 
 def _distances(

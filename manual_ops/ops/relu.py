@@ -25,9 +25,7 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
 
 
 chain = in_place_where_allowed(_chain, _in_place)
-_relu = bind_pointwise(
-    torch.relu, _chain, save="output", in_place=_in_place, overwrite=torch.relu_
-)
+_relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place, overwrite=torch.relu_)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
