@@ -51,6 +51,8 @@ def bind(
                 return eager.apply(*args)
             return eager_forward(*args)
         except _ARGUMENT_ERRORS as error:
+            if isinstance(error, UnicodeDecodeError):  # a uint8 label, printed as a character
+                error = IndexError("Target is out of bounds.")
             if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
                 raise
             message = f"{error}\nExpected {expects}.\nFound {_described(names, args)}."
