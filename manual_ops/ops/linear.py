@@ -36,7 +36,9 @@ class _Linear(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias = inputs
+        input, weight, bias = inputs
+        # Torch also takes a bias of more dims that broadcasts.
+        ctx.bias_shape = None if bias is None or bias.dim() == 1 else bias.shape
         needs_input, needs_weight, _ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -51,7 +53,10 @@ class _Linear(Function):
         if ctx.needs_input_grad[1]:
             grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
         if ctx.needs_input_grad[2]:
-            grad_bias = _as_rows(grad_output).sum(0)
+            if ctx.bias_shape is None:
+                grad_bias = _as_rows(grad_output).sum(0)
+            else:
+                grad_bias = grad_output.sum_to_size(ctx.bias_shape)
         return grad_input, grad_weight, grad_bias
 
     @staticmethod
