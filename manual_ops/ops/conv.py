@@ -34,6 +34,7 @@ from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import lower_precision
 from ._conv_weight_gradient import weight_gradient
+from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -74,6 +75,11 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
+        if grad_output.shape[1] != ctx.weight_shape[0]:  # without channels ATen puts out none
+            shapes = (ctx.input_shape, ctx.weight_shape, ctx.weight_shape[:1])
+            zeros = map(grad_output.new_zeros, shapes)
+            needed = zip(zeros, ctx.needs_input_grad, strict=False)
+            return *(zero if needs else None for zero, needs in needed), None, None, None, None
         grad_output = laid_out(grad_output, ctx.channels_last)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -160,6 +166,8 @@ def _convolve(
     groups: int,
 ) -> Tensor:
     dims = int(name[4])
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        raise no_tensor(name, input=input, weight=weight)
     if weight.dim() != dims + 2 or input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
             f"{name}: expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input and "
@@ -171,6 +179,10 @@ def _convolve(
     else:
         paddings = as_tuple(padding, dims)
     input_, weight_, bias_ = lower_precision(input, weight, bias)
+    if isinstance(bias_, Tensor) and bias_.dtype != weight_.dtype:
+        raise RuntimeError(
+            f"{name}: expected bias of weight's dtype {weight_.dtype}, got {bias_.dtype}"
+        )
     unbatched = input.dim() == dims + 1
     output: Tensor = _convolution(
         input_.unsqueeze(0) if unbatched else input_,
@@ -201,6 +213,8 @@ def _resolve_padding(
         raise RuntimeError(f"Invalid padding string: expected 'valid' or 'same', got {padding!r}")
     if any(s != 1 for s in stride):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions: {stride}")
+    if len(dilation) != len(stride):
+        raise RuntimeError(f"expected dilation of {len(stride)} numbers, got {dilation}")
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if any(total % 2 for total in totals):
         if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
