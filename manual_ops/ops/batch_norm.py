@@ -35,6 +35,7 @@ from torch.autograd import Function
 from .._apply import bind, may_overwrite
 from .._layout import is_channels_last, laid_out
 from .._precision import widen
+from ._refusal import no_tensor
 
 
 class _TrainingBatchNorm(Function):
@@ -336,6 +337,8 @@ def batch_norm(
 
 
 def _check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
+    if not isinstance(input, Tensor):
+        raise no_tensor("batch_norm", input=input)
     if input.dim() < 2:
         raise RuntimeError(f"batch_norm: expected input (N, C, *), got {tuple(input.shape)}")
     if training and input.numel() == input.shape[1] > 0:
@@ -351,6 +354,8 @@ def _check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) 
         if tensor is None:
             if name.startswith("running") and not training:
                 raise RuntimeError(f"batch_norm: expected {name} in evaluation, got None")
+        elif not isinstance(tensor, Tensor):
+            raise no_tensor("batch_norm", **{name: tensor})
         elif tensor.numel() != input.shape[1]:
             raise RuntimeError(
                 f"batch_norm: expected {name} to contain {input.shape[1]} elements "

@@ -53,5 +53,5 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     # The op saves its input, which is about to be overwritten.
-    output: Tensor = _elu(input.clone() if inplace else input, alpha)
+    output: Tensor = _elu(torch.clone(input) if inplace else input, alpha)
     return input.copy_(output) if inplace else output

@@ -57,5 +57,5 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     # The op saves its input, which is about to be overwritten.
-    output: Tensor = _hardsigmoid(input.clone() if inplace else input)
+    output: Tensor = _hardsigmoid(torch.clone(input) if inplace else input)
     return input.copy_(output) if inplace else output

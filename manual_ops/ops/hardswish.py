@@ -49,5 +49,5 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     # The op saves its input, which is about to be overwritten.
-    output: Tensor = _hardswish(input.clone() if inplace else input)
+    output: Tensor = _hardswish(torch.clone(input) if inplace else input)
     return input.copy_(output) if inplace else output

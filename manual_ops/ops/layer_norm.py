@@ -26,6 +26,7 @@ from torch import Tensor
 from .._apply import bind
 from .._precision import full_precision, widen
 from ._normalisation import Groups, Normalisation, reshaped, statistics
+from ._refusal import no_tensor
 
 
 def _fused(
@@ -86,6 +87,8 @@ def layer_norm(
 def _check(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> None:
+    if not isinstance(input, Tensor):
+        raise no_tensor("layer_norm", input=input)
     if not shape:
         raise RuntimeError("layer_norm: expected normalized_shape of at least one dim, got ()")
     if tuple(input.shape[-len(shape) :]) != shape:
@@ -94,6 +97,8 @@ def _check(
             f"normalized_shape={shape}, got {tuple(input.shape)}"
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise no_tensor("layer_norm", **{name: tensor})
         if tensor is not None and tuple(tensor.shape) != shape:
             raise RuntimeError(
                 f"layer_norm: expected {name} of shape normalized_shape={shape}, "
