@@ -54,6 +54,8 @@ def bind(
                 return eager.apply(*args)
             return eager_forward(*args)
         except _ARGUMENT_ERRORS as error:
+            if isinstance(error, UnicodeDecodeError):  # a uint8 label, printed as a character
+                error = IndexError("Target is out of bounds.")
             if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
                 raise
             message = f"{error}\nExpected {expects}.\nFound {_described(names, args)}."
@@ -233,7 +235,7 @@ def bind_pointwise(
         if overwrite and save == "output" and _is_plain_intermediate(input):
             result: Tensor = Overwriting.apply(input, *params)
             return result
-        return input.copy_(apply(input if save == "output" else input.clone(), *params))
+        return input.copy_(apply(input if save == "output" else torch.clone(input), *params))
 
     apply.overwriting = overwriting
     return apply

@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.nn import _reduction
 
 from .._apply import bind
+from ._refusal import no_tensor
 
 
 def resolve_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
@@ -91,6 +92,8 @@ def bind_pointwise_loss(
 def refuse_grad(op: str, **weights: Tensor | None) -> None:
     """Raise torch's error where a weight that has no gradient formula requires grad."""
     for name, weight in weights.items():
+        if weight is not None and not isinstance(weight, Tensor):
+            raise no_tensor(op, **{name: weight})
         if weight is not None and weight.requires_grad:
             raise RuntimeError(
                 f"{op} is not differentiable with respect to argument '{name}'. "

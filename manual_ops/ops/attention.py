@@ -43,6 +43,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import lower_precision, widen
+from ._refusal import no_tensor
 
 # Scores in a block of backward: for each thread of a CPU what stays in its cache; elsewhere more,
 # as launches are dear.
@@ -367,7 +368,7 @@ def attention(
     """Do the same, and return the weights W, ``(*, L, S)``, as well if asked for."""
     query, key, value, attn_mask = lower_precision(query, key, value, attn_mask)
     _check(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
     grouped = enable_gqa and query.shape[-3] != key.shape[-3]
     if grouped:  # the queries' heads in groups, each with one head of key and value
         groups = (key.shape[-3], query.shape[-3] // key.shape[-3])
@@ -450,7 +451,14 @@ def _check(
     is_causal: bool,
     enable_gqa: bool,
 ) -> None:
+    tensors = {"query": query, "key": key, "value": value}
+    if attn_mask is not None:
+        tensors["attn_mask"] = attn_mask
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise no_tensor("scaled_dot_product_attention", **tensors)
     expected = _unmet_by_tensors(query, key, value, enable_gqa)
+    if any(tensor.device != query.device for tensor in tensors.values()):
+        expected = "query, key, value and attn_mask on one device"
     if attn_mask is not None:
         if is_causal:
             expected = "no attn_mask beside is_causal"
@@ -459,12 +467,7 @@ def _check(
     if not 0 <= dropout_p <= 1:
         expected = "dropout_p between 0 and 1"
     if expected:
-        tensors = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
-        found = [
-            f"{name} {tuple(tensor.shape)} {tensor.dtype}"
-            for name, tensor in tensors.items()
-            if tensor is not None
-        ]
+        found = [f"{name} {tuple(t.shape)} {t.dtype} {t.device}" for name, t in tensors.items()]
         raise RuntimeError(
             f"Expected {expected}, but got {', '.join(found)}, {dropout_p=}, {is_causal=}"
         )

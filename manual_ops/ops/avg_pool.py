@@ -144,10 +144,11 @@ def avg_pool2d(
     Raises:
         RuntimeError: Shapes or settings that do not fit.
     """
+    kernel = as_tuple(kernel_size, 2)
     output: Tensor = _avg_pool2d(
         input,
-        as_tuple(kernel_size, 2),
-        as_tuple(kernel_size if stride is None else stride, 2),
+        kernel,
+        kernel if stride is None else as_tuple(stride, 2) or kernel,
         as_tuple(padding, 2),
         ceil_mode,
         count_include_pad,

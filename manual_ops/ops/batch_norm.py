@@ -39,6 +39,7 @@ from .._blocks import blocks
 from .._layout import is_channels_last, laid_out
 from .._modes import may_overwrite
 from .._precision import widen
+from ._refusal import no_tensor
 
 
 class _TrainingBatchNorm(Function):
@@ -406,6 +407,8 @@ def track(
 
 def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
     """Refuse what no batch norm can take; ``channels`` are the arguments of shape ``(C,)``."""
+    if not isinstance(input, Tensor):
+        raise no_tensor("batch_norm", input=input)
     if input.dim() < 2:
         raise RuntimeError(f"batch_norm: expected input (N, C, *), got {tuple(input.shape)}")
     if training and input.numel() == input.shape[1] > 0:
@@ -421,6 +424,8 @@ def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -
         if tensor is None:
             if name.startswith("running") and not training:
                 raise RuntimeError(f"batch_norm: expected {name} in evaluation, got None")
+        elif not isinstance(tensor, Tensor):
+            raise no_tensor("batch_norm", **{name: tensor})
         elif tensor.numel() != input.shape[1]:
             raise RuntimeError(
                 f"batch_norm: expected {name} to contain {input.shape[1]} elements "

@@ -34,6 +34,7 @@ from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import lower_precision
 from ._conv_weight_gradient import weight_gradient
+from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -101,6 +102,10 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     needs_input, needs_weight, needs_bias = needs
+    if grad_output.shape[1] != ctx.weight_shape[0]:  # without channels ATen puts out none
+        shapes = (ctx.input_shape, ctx.weight_shape, ctx.weight_shape[:1])
+        zeros = map(grad_output.new_zeros, shapes)
+        return tuple(z if needed else None for z, needed in zip(zeros, needs, strict=True))
     grad_output = laid_out(grad_output, ctx.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -190,6 +195,8 @@ def convolve(
 ) -> Tensor:
     """Check the arguments of the op ``name``, resolve ``padding`` and call ``op``."""
     dims = int(name[4])
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        raise no_tensor(name, input=input, weight=weight)
     if weight.dim() != dims + 2 or input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
             f"{name}: expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input and "
@@ -200,6 +207,10 @@ def convolve(
     if paddings is None:
         input, paddings = _padded_at_the_end(input, weight, dilations)
     input_, weight_, bias_ = lower_precision(input, weight, bias)
+    if isinstance(bias_, Tensor) and bias_.dtype != weight_.dtype:
+        raise RuntimeError(
+            f"{name}: expected bias of weight's dtype {weight_.dtype}, got {bias_.dtype}"
+        )
     unbatched = input.dim() == dims + 1
     output = op(
         input_.unsqueeze(0) if unbatched else input_,
@@ -236,6 +247,8 @@ def _same_padding(
         raise RuntimeError(f"Invalid padding string: expected 'valid' or 'same', got {padding!r}")
     if any(s != 1 for s in stride):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions: {stride}")
+    if len(dilation) != len(stride):
+        raise RuntimeError(f"expected dilation of {len(stride)} numbers, got {dilation}")
     return [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
 
 
@@ -243,7 +256,7 @@ def _padded_at_the_end(
     input: Tensor, weight: Tensor, dilation: tuple[int, ...]
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Return the input, padded at its far ends, and the padding that ``same`` still asks for."""
-    totals = _same_padding("same", weight, (1,), dilation)
+    totals = _same_padding("same", weight, (1,) * len(dilation), dilation)
     if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
         warnings.warn(
             "Using padding='same' with even kernel lengths and odd dilation may require a "

@@ -34,6 +34,7 @@ from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
+from ._refusal import no_tensor
 from .nll_loss import EXPECTS, class_dim, divisor_of_mean, sample_factors
 
 
@@ -49,7 +50,8 @@ def index_losses(
         return losses
     everywhere = (log_p if weight is None else log_p * _along(dim, weight, log_p)).sum(dim)
     valid = target != ignore_index
-    return (1 - smoothing) * losses - smoothing / log_p.shape[dim] * everywhere * valid
+    share = smoothing / max(log_p.shape[dim], 1)
+    return (1 - smoothing) * losses - share * everywhere * valid
 
 
 def index_slope(
@@ -75,7 +77,7 @@ def index_slope(
     at_target = ((1 - smoothing) * scale if smoothing else scale).unsqueeze(dim)
     mass = at_target
     if smoothing:  # the share of each class, before its weight
-        spread = (smoothing / p.shape[dim] * factor).unsqueeze(dim)
+        spread = (smoothing / max(p.shape[dim], 1) * factor).unsqueeze(dim)
         mass = at_target + spread * (p.shape[dim] if weight is None else widen(weight).sum())
     if inplace:
         slope = p.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target)
@@ -97,6 +99,8 @@ def _index_slope(
     smoothing: float,
 ) -> Tensor:
     """Return ``r[n] dl/dx[n, c]``; ``grad_output`` is dL/dl[n] or, of a reduced loss, dL."""
+    if 0 in input.shape:  # no class, and no place for the index that stands for ignored
+        return torch.zeros_like(input)
     dim = class_dim(input)
     factors = sample_factors(widen(grad_output), target, weight, ignore_index, reduction)
     p = torch.softmax(widen(input), dim)
@@ -227,7 +231,7 @@ class _ProbabilityCrossEntropy(Function):
 
 def _smoothed(target: Tensor, smoothing: float, dim: int) -> Tensor:
     wide = widen(target)
-    return wide * (1 - smoothing) + smoothing / target.shape[dim] if smoothing else wide
+    return wide * (1 - smoothing) + smoothing / max(target.shape[dim], 1) if smoothing else wide
 
 
 def _samples(input: Tensor, dim: int) -> int:
@@ -288,6 +292,8 @@ def cross_entropy(
         RuntimeError: Other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
             ``weight`` of class indices requires grad.
     """
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        raise no_tensor("cross_entropy", input=input, target=target)
     reduction = resolve_reduction(reduction, size_average, reduce)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")

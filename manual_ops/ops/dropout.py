@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from ._refusal import no_tensor
 
 
 class _Dropout(Function):
@@ -73,6 +74,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not isinstance(input, Tensor):
+        raise no_tensor("dropout", input=input)
     if not training or p == 0:
         return input
     output: Tensor

@@ -25,6 +25,7 @@ from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import full_precision, widen
 from ._normalisation import Groups, Normalisation, statistics
+from ._refusal import no_tensor
 
 
 def _fused(
@@ -99,6 +100,8 @@ def _check(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
             f"{shape} and num_groups={groups}"
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise no_tensor("group_norm", **{name: tensor})
         if tensor is not None and tuple(tensor.shape) != (shape[1],):
             raise RuntimeError(
                 f"group_norm: expected {name} of shape ({shape[1]},) for input {shape}, "

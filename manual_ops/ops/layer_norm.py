@@ -27,6 +27,7 @@ from .._apply import bind
 from .._layout import reshaped
 from .._precision import full_precision, widen
 from ._normalisation import Groups, Normalisation, statistics
+from ._refusal import no_tensor
 
 
 def _fused(
@@ -87,6 +88,8 @@ def layer_norm(
 def _check(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> None:
+    if not isinstance(input, Tensor):
+        raise no_tensor("layer_norm", input=input)
     if not shape:
         raise RuntimeError("layer_norm: expected normalized_shape of at least one dim, got ()")
     if tuple(input.shape[-len(shape) :]) != shape:
@@ -95,6 +98,8 @@ def _check(
             f"normalized_shape={shape}, got {tuple(input.shape)}"
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise no_tensor("layer_norm", **{name: tensor})
         if tensor is not None and tuple(tensor.shape) != shape:
             raise RuntimeError(
                 f"layer_norm: expected {name} of shape normalized_shape={shape}, "

@@ -37,7 +37,8 @@ class _Linear(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias = inputs
+        input, weight, bias = inputs
+        ctx.bias_shape = None if bias is None else bias.shape
         needs_input, needs_weight, _ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -46,7 +47,7 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        return gradients(grad_output, input, weight, ctx.needs_input_grad)
+        return gradients(grad_output, input, weight, ctx.bias_shape, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(
@@ -57,7 +58,11 @@ class _Linear(Function):
 
 
 def gradients(
-    grad_output: Tensor, input: Any, weight: Any, needs: Sequence[bool]
+    grad_output: Tensor,
+    input: Any,
+    weight: Any,
+    bias_shape: torch.Size | None,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     grad_input = grad_weight = grad_bias = None
@@ -66,8 +71,11 @@ def gradients(
         grad_input = grad_output @ weight.conj()
     if needs_weight:
         grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
-    if needs_bias:
-        grad_bias = _as_rows(grad_output).sum(0)
+    if needs_bias and bias_shape is not None:
+        if len(bias_shape) == 1:
+            grad_bias = _as_rows(grad_output).sum(0)
+        else:  # torch also takes a bias of more dims that broadcasts
+            grad_bias = grad_output.sum_to_size(bias_shape)
     return grad_input, grad_weight, grad_bias
 
 

@@ -284,7 +284,7 @@ def linear_cross_entropy(
             ``weight`` of class indices requires grad; ``ignore_index`` beside probabilities.
     """
     _check(input, linear_weight, linear_bias)
-    classes, *dims, features = linear_weight.shape
+    classes, *dims, _features = linear_weight.shape
     if dims or target.shape != input.shape[:-1]:
         if ignore_index is not None and target.shape == (*input.shape[:-1], classes, *dims):
             raise RuntimeError(
@@ -292,7 +292,7 @@ def linear_cross_entropy(
                 f"got {ignore_index}"
             )
         flat_bias = None if linear_bias is None else linear_bias.reshape(-1)
-        logits = linear(input, linear_weight.reshape(-1, features), flat_bias)
+        logits = linear(input, linear_weight.flatten(0, -2), flat_bias)
         return cross_entropy(
             logits.reshape(*input.shape[:-1], classes, *dims),
             target,

@@ -36,7 +36,8 @@ class _LinearReLU(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias = inputs
+        input, weight, bias = inputs
+        ctx.bias_shape = None if bias is None else bias.shape
         needs_input, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_weight else None, weight if needs_input else None, output
@@ -47,7 +48,7 @@ class _LinearReLU(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         h = chain(grad_output, output)
-        return gradients(h, input, weight, ctx.needs_input_grad)
+        return gradients(h, input, weight, ctx.bias_shape, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(

@@ -64,6 +64,7 @@ class _WeightedMSELoss(Function):
         loss, difference, total = output
         ctx.is_mean = reduction == "mean"
         ctx.is_reduced = reduction != "none"
+        ctx.weight_shape = weight.shape
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             difference,
@@ -92,8 +93,11 @@ class _WeightedMSELoss(Function):
         if needs_target:
             grad_target = -_plus(2 * factor * weight * difference, grad_difference)
         if needs_weight:
-            loss_part = difference.square() - loss if ctx.is_mean else difference.square()
-            grad_weight = _plus(factor * loss_part, grad_total)
+            # Of a broadcast target a weight counts for several losses, but once in the sum.
+            grad_weight = (factor * difference.square()).sum_to_size(ctx.weight_shape)
+            if ctx.is_mean:
+                grad_weight = grad_weight - factor * loss
+            grad_weight = _plus(grad_weight, grad_total)
         return grad_input, grad_target, grad_weight, None
 
     @staticmethod
@@ -110,7 +114,8 @@ class _WeightedMSELoss(Function):
         if target_tangent is not None:
             difference_tangent = difference_tangent - target_tangent
         tangent = 2 * weight * difference * difference_tangent
-        weight_tangent = _plus(zeros, weight_tangent)
+        if weight_tangent is None:
+            weight_tangent = torch.zeros_like(weight)
         total_tangent = weight_tangent.sum()
         tangent = tangent + weight_tangent * difference.square()
         if ctx.is_reduced:
@@ -160,13 +165,13 @@ def mse_loss(
             stacklevel=2,
         )
     reduction = resolve_reduction(reduction, size_average, reduce)
+    wide, wide_target = _broadcast(input, target)
     if weight is not None and weight.size() != input.size():
         raise ValueError(
             "Weights and input must have the same size: "
             f"expected weight {tuple(input.shape)}, got {tuple(weight.shape)}"
         )
-    input_, target_, weight_ = full_precision(input, target, weight)
-    input_, target_ = _broadcast(input_, target_)
+    input_, target_, weight_ = full_precision(wide, wide_target, weight)
     loss: Tensor
     if weight_ is None:
         loss = _mse_loss(input_, target_, reduction)

@@ -98,22 +98,23 @@ def multi_head_attention_forward(
     _check(query, key, value, attn_mask, key_padding_mask, embed_dim_to_check, num_heads)
     if is_causal and attn_mask is None:
         raise RuntimeError("Expected attn_mask where the hint is_causal is given, but got None")
+    _check_more_keys(bias_k, bias_v, static_k, static_v)
     if use_separate_proj_weight:
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
         q, k, v = _project_each((query, key, value), weights, in_proj_bias, num_heads)
     else:
         q, k, v = _project_packed(query, key, value, in_proj_weight, in_proj_bias, num_heads)
     if static_k is not None:
-        k = static_k.reshape(q.shape[0], num_heads, -1, q.shape[-1])
+        k = _by_sample("static_k", static_k, q)
     if static_v is not None:
-        v = static_v.reshape(q.shape[0], num_heads, -1, q.shape[-1])
+        v = _by_sample("static_v", static_v, q)
     # As a hint alone it can spare the mask; beside other masks or weights it only repeats it.
     is_causal = is_causal and key_padding_mask is None and not need_weights
     mask = None if is_causal else _merged(attn_mask, key_padding_mask, q.shape[0])
     if bias_k is not None and bias_v is not None:
         k, v, mask = _with_one_more(k, v, mask, _by_heads(bias_k, k), _by_heads(bias_v, v))
     if add_zero_attn:
-        zero = torch.zeros_like(k[:, :, :1])
+        zero = k.new_zeros(*k.shape[:2], 1, k.shape[3])
         k, v, mask = _with_one_more(k, v, mask, zero, zero)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.logical_not()  # attention takes True for what is attended to
@@ -163,6 +164,16 @@ def _project(
     return by_heads.permute(2, 1, 3, 0, 4).unbind(0)
 
 
+def _by_sample(name: str, static: Tensor, like: Tensor) -> Tensor:
+    """Return ``(N heads, S, width)`` as ``(N, heads, S, width)``."""
+    samples, heads, _, width = like.shape
+    if static.dim() != 3 or (static.shape[0], static.shape[2]) != (samples * heads, width):
+        raise AssertionError(
+            f"Expected {name} ({samples * heads}, S, {width}), but got {tuple(static.shape)}"
+        )
+    return static.reshape(samples, heads, static.shape[1], width)
+
+
 def _by_heads(position: Tensor, like: Tensor) -> Tensor:
     """Return ``(1, 1, E)`` as one position of each sample, ``(N, heads, 1, width)``."""
     samples, heads, _, width = like.shape
@@ -174,7 +185,7 @@ def _with_one_more(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append a position that no mask hides."""
     if mask is not None:
-        mask = torch.cat([mask, torch.zeros_like(mask[..., :1])], -1)
+        mask = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], 1)], -1)
     return torch.cat([key, new_key], 2), torch.cat([value, new_value], 2), mask
 
 
@@ -234,3 +245,12 @@ def _check(
                 f"Expected attn_mask {sizes} or {(samples * heads, *sizes)}, "
                 f"but got {tuple(attn_mask.shape)}"
             )
+
+
+def _check_more_keys(
+    bias_k: Tensor | None, bias_v: Tensor | None, static_k: Tensor | None, static_v: Tensor | None
+) -> None:
+    if (bias_k is None) != (bias_v is None):
+        raise AssertionError("Expected bias_k and bias_v together, but got one of them")
+    if bias_k is not None and (static_k is not None or static_v is not None):
+        raise AssertionError("Expected no bias_k and bias_v beside static_k or static_v")

@@ -88,6 +88,8 @@ class _NLLLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         target, weight = ctx.saved_tensors
+        if 0 in ctx.input_shape:  # no class, and no place for the index that stands for ignored
+            return grad_output.new_zeros(ctx.input_shape), None, None, None, None
         index, _factor, scale = sample_factors(
             widen(grad_output), target, weight, ctx.ignore_index, ctx.reduction
         )

@@ -1,0 +1,85 @@
+"""Generated calls, good and bad, come to what torch.nn's come to."""
+
+import inspect
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from manual_ops import functional
+from manual_ops.testing.cases import CASES
+from tests.properties.calls import CALLS
+from tests.properties.exceptions import KNOWN, reason_of
+from tests.properties.outcomes import Exact, difference, outcome_of
+from tests.properties.tensors import Made, layouts, seeds
+from tests.test_inventory import OPS
+
+EXAMPLES = 2000
+# The same calls each time; another number searches elsewhere.
+SEED = int(os.environ.get("MANUAL_OPS_SEED", "0"))
+SETTINGS = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+# Their shape and dtype are the output's.
+cotangents = st.builds(
+    Made,
+    st.just(()),
+    values=st.sampled_from(("normal", "normal", "normal", "extreme")),
+    seed=seeds,
+    layout=layouts,
+)
+EXACT = {case.op: case.reference for case in CASES}
+
+
+def reference(op: str) -> Any:
+    return torch.log if op == "log" else getattr(torch.nn.functional, op)
+
+
+def check(op: str, arguments: dict[str, Any], cotangent: Made) -> tuple[str, str]:
+    """Return where torch.nn's outcome ended, and what is unlike it and has no reason to be."""
+    theirs = outcome_of(reference(op), arguments, cotangent)
+    ours = outcome_of(getattr(functional, op), arguments, cotangent)
+    where, how = difference(ours, theirs, Exact(EXACT[op], arguments, cotangent))
+    if not where or reason_of(op, where, arguments, ours, theirs):
+        return theirs.stage, ""
+    return theirs.stage, f"{where}: {how}"
+
+
+@pytest.mark.filterwarnings("ignore")  # of sizes that broadcast and the like: see test_warnings
+@pytest.mark.parametrize("op", CALLS)
+def test_same_outcome_as_torch(op: str) -> None:
+    stages: Counter[str] = Counter()
+    given_names: set[str] = set()
+
+    @seed(SEED)
+    @SETTINGS
+    @given(CALLS[op], cotangents)
+    def agrees(arguments: dict[str, Any], cotangent: Made) -> None:
+        stage, unlike = check(op, arguments, cotangent)
+        assert not unlike, unlike
+        stages[stage] += 1
+        given_names.update(arguments)
+
+    agrees()
+    assert stages.total() >= EXAMPLES
+    # Neither are all calls refused nor is none.
+    assert stages["done"] >= EXAMPLES / 5
+    assert stages["forward"] >= EXAMPLES / 100
+    assert given_names == set(inspect.signature(OPS[op]).parameters)
+
+
+def test_every_op_is_generated() -> None:
+    assert CALLS.keys() == OPS.keys()
+
+
+def test_exceptions_are_of_ops_there_are() -> None:
+    assert {op for known in KNOWN for op in known.ops} <= OPS.keys()
+    assert all(known.reason for known in KNOWN)
