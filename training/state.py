@@ -110,8 +110,12 @@ class TrainingState:
         if state.keys() != parts.keys():
             differing = ", ".join(sorted(state.keys() ^ parts.keys()))
             raise ValueError(f"the checkpoint is of another version of this program: {differing}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        name = ""
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"the checkpoint's {name} does not fit: {error!r}") from error
 
 
 @runtime_checkable
