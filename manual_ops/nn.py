@@ -7,13 +7,23 @@ Every other name of ``torch.nn`` (``Module``, ``Sequential``, ``Flatten``, ``Par
 place of ``from torch import nn``; ``__all__`` lists what is hand-written.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from . import functional as F
 from .ops.sync_batch_norm import sync_batch_norm
+
+if TYPE_CHECKING:  # what type checkers cannot see through __getattr__
+    from torch.nn import Flatten as Flatten
+    from torch.nn import Identity as Identity
+    from torch.nn import Module as Module
+    from torch.nn import ModuleDict as ModuleDict
+    from torch.nn import ModuleList as ModuleList
+    from torch.nn import Parameter as Parameter
+    from torch.nn import Sequential as Sequential
+    from torch.nn import init as init
 
 __all__ = [
     "ELU",

@@ -52,22 +52,15 @@ class Watch(Logger):
 
 
 def model() -> nn.Sequential:
-    """A kind of layer each that keeps something: statistics, a mask, indices, a workspace."""
+    """A layer each that keeps statistics, indices, a mask and nothing."""
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(4, 4, 3, bias=False),
-        nn.GroupNorm(2, 4),
-        nn.GELU(),
-        nn.AvgPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.2),
-        nn.Linear(4, 16),
-        nn.LayerNorm(16),
-        nn.Tanh(),
-        nn.Linear(16, 10),
+        nn.Linear(18, 10),
     )
 
 
@@ -75,8 +68,8 @@ def model() -> nn.Sequential:
 def test_nothing_grows(tmp_path: Path) -> None:
     """Neither memory, nor tensors, nor open files, over the last 8,000 of 10,000 steps."""
     config = Config(
-        epochs=STEPS // 100, batch_size=4, limit_train=400, validation=0.02, ema=0.9,
-        clip_norm=1.0, augment=True, schedule="cosine", checkpoint_every=0.5,
+        epochs=STEPS // 100, batch_size=2, limit_train=200, validation=0.02, threads=1,
+        optimizer="sgd", lr=1e-4, checkpoint_every=0.5,
     )  # fmt: skip
     data = load(config, torch.device("cpu"))
     state = initial_state(config, data, model(), tmp_path / "weights.pt", Stopwatch())

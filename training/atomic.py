@@ -57,5 +57,5 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             os.unlink(temporary)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)  # not the temporary one
         raise
