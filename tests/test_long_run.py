@@ -69,7 +69,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
     """Neither memory, nor tensors, nor open files, over the last 8,000 of 10,000 steps."""
     config = Config(
         epochs=STEPS // 100, batch_size=2, limit_train=200, validation=0.02, threads=1,
-        optimizer="sgd", lr=1e-4, checkpoint_every=0.5,
+        optimizer="sgd", lr=1e-4, checkpoint_every=1,
     )  # fmt: skip
     data = load(config, torch.device("cpu"))
     state = initial_state(config, data, model(), tmp_path / "weights.pt", Stopwatch())
@@ -82,7 +82,8 @@ def test_nothing_grows(tmp_path: Path) -> None:
     settled = watch.seen[SETTLED]
     for step, usage in watch.seen.items():
         if step > SETTLED:
-            assert usage.files == settled.files, watch.seen
+            # TensorBoard's thread may have its file open, or not.
+            assert usage.files <= settled.files + 1, watch.seen
             assert usage.tensors == settled.tensors, watch.seen
-            # A float kept from each step would take 0.2 MiB, a tensor of one number 4 MiB.
+            # A tensor of one number kept from each step would take 4 MiB.
             assert usage.resident - settled.resident < 2 * 2**20, watch.seen
