@@ -122,5 +122,5 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     content = tensor_file.read(path)
     try:
         return dict(content["settings"]), dict(content["state"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no checkpoint of this program") from error
