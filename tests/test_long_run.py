@@ -19,6 +19,7 @@ from training.data import load
 from training.log import Logger, Loggers, TensorBoardLogger
 from training.loop import train
 from training.state import initial_state
+from training.step_metrics import LOG_EVERY
 
 STEPS, SETTLED, LOOKED_AT = 10_000, 2_000, 1_000
 
@@ -84,6 +85,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
         if step > SETTLED:
             # TensorBoard's thread may have its file open, or not.
             assert usage.files <= settled.files + 1, watch.seen
-            assert usage.tensors == settled.tensors, watch.seen
+            # Metrics of the steps since a checkpoint, which comes by the clock, are pending.
+            assert usage.tensors <= settled.tensors + LOG_EVERY, watch.seen
             # A tensor of one number kept from each step would take 4 MiB.
             assert usage.resident - settled.resident < 2 * 2**20, watch.seen
