@@ -46,12 +46,24 @@ def main(args: Sequence[str] | None = None) -> int:
             settings, sweep_dir, options.seeds, options.sampler, options.trials, options.storage
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    code = study.work(train.run)
-    if any(setting.runs for setting in study.results()):
-        print(write_report(sweep_dir, study.results()))
+        return fail(error)
+    try:
+        code = study.work(train.run)
+    except OSError as error:
+        return fail(error)
+    try:
+        results = study.results()
+        if results:
+            print(write_report(sweep_dir, results))
+    except (ValueError, OSError) as error:
+        return fail(error)
     return code
+
+
+def fail(error: Exception) -> int:
+    """Print what was wrong; return the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ A run leaves report.html with its figures, weights.pt and metrics.json in its fo
 TensorBoard's events; evaluate.py and predict.py read what it leaves.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 # Read when torch is loaded: threads that wait for each other sleep instead of spinning. A run that
 # has its cores to itself becomes an eighth slower by it, one beside other programs several times
@@ -31,13 +34,14 @@ from training.cli import parse_args
 from training.clock import Stopwatch
 from training.config import Config
 from training.curves import CurveLogger, read_curves
-from training.data import load, steps_per_epoch
+from training.data import Data, load, steps_per_epoch
 from training.evaluation import evaluate
+from training.lock import exclusive
 from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
 from training.loop import complete, train
 from training.results import Results
 from training.setup import LAYERS, build_model, pick_device
-from training.state import initial_state
+from training.state import TrainingState, initial_state
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -52,88 +56,162 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run(args: Sequence[str]) -> int:
     """Read the settings, train, test and report; return the exit code."""
-    clock = Stopwatch()
-    try:
-        config = parse_args(args)
-        if parallel.may_restart() and not (config.run_dir or config.resume):
-            raise ValueError("--max-restarts needs a --run-dir, to go on in after a restart")
-        resumed = config.resume or (config.run_dir if parallel.was_restarted() else None)
-        saved = Checkpoints(config, resumed).load() if resumed else None
-        layers = LAYERS[config.backend]
-        data = load(config, pick_device(config))
-        model = build_model(config, data, layers)
-        run_dir = resumed or parallel.by_first(lambda: make_run_dir(config))
-        state = initial_state(config, data, model, run_dir / "weights.pt", clock)
-        if saved:
-            state.load_state_dict(saved)
-        if parallel.is_first():
-            config.save(run_dir / "config.yaml")
-            data.save(run_dir / "inputs.json")
-            (run_dir / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
-    except (ValueError, OSError) as error:
-        # A mistake in the settings or the data; the message says how to mend it.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as held:
+        try:
+            begun = prepare(args, held)
+        except (ValueError, OSError) as error:
+            # A mistake in the settings or the data; the message says how to mend it.
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        try:
+            return execute(begun)
+        except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
+            last = begun.checkpoints.newest
+            print(
+                f"error: {error}. Last good checkpoint: "
+                f"{last or 'none, it had not come to that'}"
+                + (f". Go on from it with: {resume_command(begun.directory)}" if last else ""),
+                file=sys.stderr,
+            )
+            return 1
 
-    print(report.heading(config, data, model), flush=True)
-    step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """All that a run needs.
+
+    Attributes:
+        config: The settings.
+        data: The data set.
+        state: The model, and what else training changes.
+        directory: Folder of the run, held by this process.
+        checkpoints: The checkpoints in it.
+        resumed: Whether another process began it.
+        clock: Runs since this process began it.
+    """
+
+    config: Config
+    data: Data
+    state: TrainingState
+    directory: Path
+    checkpoints: Checkpoints
+    resumed: bool
+    clock: Stopwatch
+
+
+def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
+    """Return the run that the arguments ask for, new or as its last checkpoint has it.
+
+    Args:
+        args: Arguments without the program's name.
+        held: Takes what keeps other processes out of its folder.
+
+    Raises:
+        ValueError: The settings, the data or the folder are not fit for it.
+        OSError: A file cannot be read or written.
+    """
+    clock = Stopwatch()
+    config = parse_args(args)
+    if parallel.may_restart() and not (config.run_dir or config.resume):
+        raise ValueError("--max-restarts needs a --run-dir, to go on in after a restart")
+    resumed = config.resume or (config.run_dir if parallel.was_restarted() else None)
     if resumed:
+        parallel.by_first(lambda: held.enter_context(exclusive(resumed)))
+    saved = Checkpoints(config, resumed).load() if resumed else None
+    data = load(config, pick_device(config))
+    model = build_model(config, data, LAYERS[config.backend])
+    directory = resumed or parallel.by_first(lambda: make_run_dir(config, held))
+    state = initial_state(config, data, model, directory / "weights.pt", clock)
+    if saved:
+        state.load_state_dict(saved)
+    if parallel.is_first():
+        config.save(directory / "config.yaml")
+        data.save(directory / "inputs.json")
+        (directory / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
+    checkpoints = Checkpoints(config, directory)
+    return Run(config, data, state, directory, checkpoints, resumed is not None, clock)
+
+
+def execute(run: Run) -> int:
+    """Train, test and report; return the exit code.
+
+    Raises:
+        FloatingPointError: Training diverged.
+        OSError: A file cannot be written.
+    """
+    config, data, state = run.config, run.data, run.state
+    print(report.heading(config, data, state.model), flush=True)
+    step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
+    if run.resumed:
         done = ": training is complete" if complete(config, state) else ""
-        print(f"resuming {run_dir} after step {step} of {steps}{done}", flush=True)
-    logger = make_logger(config, run_dir, steps, step)
-    logger.log_settings(config.plain())
-    checkpoints = Checkpoints(config, run_dir)
-    try:
-        signal = train(config, data, layers, state, logger, checkpoints)
+        print(f"resuming {run.directory} after step {step} of {steps}{done}", flush=True)
+    with contextlib.closing(make_logger(config, run.directory, steps, step)) as logger:
+        logger.log_settings(config.plain())
+        signal = train(config, data, LAYERS[config.backend], state, logger, run.checkpoints)
         if signal and parallel.is_first():
             print(
                 f"stopped after step {state.progress.step} of {steps}; "
-                f"go on with: python train.py --resume {run_dir}",
+                f"go on with: {resume_command(run.directory)}",
                 file=sys.stderr,
             )
         if signal or not parallel.is_first():
             return 128 + signal if signal else 0  # as shells have it
-        model.load_state_dict(state.selection.weights)
-        test = evaluate(model, layers.CrossEntropyLoss(), data, data.test, flip=config.test_flip)
-        metrics = report.metrics(
-            config, data, model, state.progress.history, state.selection.epoch, test, clock.seconds
-        )
-        report.write(run_dir, metrics)
-        results = Results(
-            config=config,
-            inputs=data,
-            model=model,
-            raw=data.test.inputs,
-            evaluation=test,
-            evaluated=f"test set of {config.data_name}",
-            curves=read_curves(run_dir),
-            metrics=metrics,
-        )
-        logger.log({"loss/test": test.loss, "accuracy/test": test.accuracy}, results.step)
-        if config.report:
-            from training import html_report  # imports for a second
-
-            html_report.write(run_dir, results, logger)
-    except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
-        last = checkpoints.newest or "none, it had not come to that"
-        print(f"error: {error}. Last good checkpoint: {last}", file=sys.stderr)
-        return 1
-    finally:
-        logger.close()
+        metrics = test(run, logger)
     print(report.summary(metrics))
-    print(f"in {run_dir}: {', '.join(sorted(path.name for path in run_dir.iterdir()))}")
+    names = sorted(path.name for path in run.directory.iterdir())
+    print(f"in {run.directory}: {', '.join(names)}")
     return 0
 
 
-def make_run_dir(config: Config) -> Path:
+def test(run: Run, logger: Logger) -> dict[str, Any]:
+    """Test the selected weights and write the report; return the contents of metrics.json."""
+    config, data, model = run.config, run.data, run.state.model
+    selection = run.state.selection
+    model.load_state_dict(selection.weights)
+    criterion = LAYERS[config.backend].CrossEntropyLoss()
+    evaluation = evaluate(model, criterion, data, data.test, flip=config.test_flip)
+    history = run.state.progress.history
+    metrics = report.metrics(
+        config, data, model, history, selection.epoch, evaluation, run.clock.seconds
+    )
+    report.write(run.directory, metrics)
+    results = Results(
+        config=config,
+        inputs=data,
+        model=model,
+        raw=data.test.inputs,
+        evaluation=evaluation,
+        evaluated=f"test set of {config.data_name}",
+        curves=read_curves(run.directory),
+        metrics=metrics,
+    )
+    logger.log({"loss/test": evaluation.loss, "accuracy/test": evaluation.accuracy}, results.step)
+    if config.report:
+        from training import html_report  # imports for a second
+
+        html_report.write(run.directory, results, logger)
+    return metrics
+
+
+def resume_command(directory: Path) -> str:
+    """Return the command that goes on with the run in ``directory``."""
+    return f"python train.py --resume {directory}"
+
+
+def make_run_dir(config: Config, held: contextlib.ExitStack) -> Path:
     """Create and return the folder of the run.
 
+    Args:
+        config: The settings.
+        held: Takes what keeps other processes out of it.
+
     Raises:
-        ValueError: It holds a run that can be resumed.
+        ValueError: Another process is running in it, or it holds a run that can be resumed.
         OSError: It cannot be created.
     """
     if config.run_dir is not None:
         config.run_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(exclusive(config.run_dir))
         checkpoints = Checkpoints(config, config.run_dir)
         if checkpoints.newest and not (config.run_dir / report.FILE).exists():
             raise ValueError(
@@ -149,6 +227,7 @@ def make_run_dir(config: Config) -> Path:
             run_dir.mkdir(parents=True)
         except FileExistsError:
             continue
+        held.enter_context(exclusive(run_dir))
         return run_dir
     raise FileExistsError(f"{run_dir} exists; choose a --run-dir")
 

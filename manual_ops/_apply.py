@@ -18,7 +18,7 @@ def bind(
     """Return a callable that runs ``op``, with the positional signature of ``op.forward``.
 
     An op is written once, with ``forward`` free of ctx, ``setup_context``, ``backward`` and
-    ``jvp``. Five facts of torch 2.6 to 2.15 make one class too few:
+    ``jvp``. Five facts of torch 2.13 to 2.15 make one class too few:
 
     * ``apply`` of a class with ``setup_context`` calls ``inspect.signature`` every time; a class
       whose ``forward`` takes ctx does not, but only the former works under torch.func.

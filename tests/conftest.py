@@ -17,6 +17,8 @@ torch.backends.cudnn.allow_tf32 = False
 TORCH_WARNINGS = (
     # torch.func and forward mode script torch's own decompositions when they are first used.
     r"ignore:`torch\.jit\.script` is deprecated",
+    # Dynamo of torch 2.13 and before says it of torch.autograd.Function itself.
+    r"ignore:<class 'torch\.autograd\.function\.Function'> should not be instantiated",
     # Emitted once per process, hence by an arbitrary test: torch.nn says it for the same call.
     r"ignore:Using padding='same' with even kernel lengths",
 )

@@ -1,106 +1,23 @@
 """Runs that are ended at any point, and go on as if they had not been."""
 
-import json
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from training.curves import read_curves
+from tests.runs import SMALL, assert_equal_runs, newest, result, stop_after
 
 PROGRAM = Path(train.__file__)
-# Two epochs of 20 steps, some milliseconds each.
-SMALL = ("--model", "mlp", "--hidden", "16", "--batch-size", "64", "--epochs", "2", "--no-report")
 
 
 @pytest.fixture(autouse=True)
 def empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def result(run_dir: str) -> dict[str, object]:
-    """What a run leaves that does not depend on the speed of the machine."""
-    metrics = json.loads(Path(run_dir, "metrics.json").read_text())
-    for epoch in [metrics, *metrics["history"]]:
-        for name in (
-            "finished",
-            "peak_memory_bytes",
-            "seconds",
-            "images_per_second",
-            "speed/images_per_second",
-        ):
-            epoch.pop(name, None)
-    curves = read_curves(Path(run_dir))
-    curves.pop("speed/images_per_second")
-    return {"metrics": metrics, "curves": curves}
-
-
-def tensors(state: object, name: str = "") -> dict[str, object]:
-    """The leaves of nested containers by their path."""
-    if isinstance(state, dict):
-        items = state.items()
-    elif isinstance(state, (list, tuple)):
-        items = enumerate(state)
-    else:
-        return {name: state}
-    return {
-        key: leaf for part, value in items for key, leaf in tensors(value, f"{name}/{part}").items()
-    }
-
-
-def newest(run_dir: str) -> Path:
-    return max(Path(run_dir, "checkpoints").iterdir(), key=lambda path: int(path.stem[5:]))
-
-
-def assert_equal_runs(first: str, second: str) -> None:
-    """To the last bit: weights, optimizer, generators, history, curves, test result."""
-    assert result(first) == result(second)
-    for path in ("weights.pt", newest(first).relative_to(first)):
-        one, two = (
-            tensors(torch.load(Path(run, path), weights_only=True)) for run in (first, second)
-        )
-        assert one.keys() == two.keys()
-        for name in one:
-            if "clock" in name or name.endswith(("second", "run_dir", "resume", "every")):
-                continue
-            if isinstance(one[name], torch.Tensor):
-                assert torch.equal(one[name], two[name]), name
-            else:
-                assert one[name] == two[name], name
-
-
-def assert_equal_events(first: str, second: str) -> None:
-    """TensorBoard shows the same values at the same steps, none of them twice."""
-    events = [EventAccumulator(run).Reload() for run in (first, second)]
-    tags = events[0].Tags()["scalars"]
-    assert tags == events[1].Tags()["scalars"]
-    for tag in tags:
-        if not tag.startswith("speed"):
-            one, two = ([(e.step, e.value) for e in each.Scalars(tag)] for each in events)
-            assert one == two, tag
-
-
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send the program Ctrl-C in training step ``step``, counted from the start of the process."""
-    taken = 0
-    take = torch.optim.Optimizer.zero_grad
-
-    def spy(self, *args):
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            signal.raise_signal(signal.SIGINT)
-        take(self, *args)
-
-    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", spy)
 
 
 @pytest.mark.parametrize(
@@ -149,34 +66,6 @@ def start(*args: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    before = set(folder.glob("*"))
-    while set(folder.glob("*")) == before:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-
-
-def test_killed_at_random_moments():
-    """SIGKILL while it trains and writes, until it is through for all that."""
-    args = (*SMALL, "--epochs", "6", "--dropout", "0.2", "--augment", "--checkpoint-every", "0")
-    assert train.main([*args, "--run-dir", "whole"]) == 0
-    moments = random.Random()
-    for kills in range(2):
-        process = start(*(["--resume", "parts"] if kills else [*args, "--run-dir", "parts"]))
-        with process:
-            wait_for_a_checkpoint(process, Path("parts/checkpoints"))
-            time.sleep(moments.uniform(0, 0.2))
-            process.kill()
-            output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
-    with start("--resume", "parts") as process:
-        output = process.communicate()
-    assert process.returncode == 0, output
-    assert_equal_runs("whole", "parts")
-    assert_equal_events("whole", "parts")
-    assert not list(Path("parts").glob("**/.*"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_in_good_order(number):
     process = start(*SMALL, "--epochs", "100000", "--schedule", "constant", "--run-dir", "run")
@@ -213,6 +102,13 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+class Malicious:
+    """Unpickled, it leaves a file."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("evidence"),))
+
+
 @pytest.mark.usefixtures("stopped")
 class TestDamage:
     @pytest.mark.parametrize("damage", [shorten, flip_a_bit, lambda path: path.write_bytes(b"")])
@@ -221,19 +117,59 @@ class TestDamage:
         damage(Path("run/checkpoints/step-13.pt"))
         assert train.main(["--resume", "run"]) == 0
         out, err = capsys.readouterr()
-        assert err.startswith("warning: run/checkpoints/step-13.pt is damaged and passed over")
+        assert err.startswith("warning: a checkpoint is passed over: run/checkpoints/step-13.pt is")
         assert "resuming run after step 12 of 40" in out
         assert_equal_runs("whole", "run")
 
     def test_code_in_a_checkpoint_is_not_run(self, capsys):
-        class Malicious:
-            def __reduce__(self):
-                return (Path.touch, (Path("evidence"),))
-
         torch.save(Malicious(), "run/checkpoints/step-13.pt")
         assert train.main(["--resume", "run"]) == 0
-        assert "step-13.pt is damaged and passed over" in capsys.readouterr().err
+        assert "step-13.pt is refused: it holds more than tensors" in capsys.readouterr().err
         assert not Path("evidence").exists()
+
+    def test_nothing_but_code_ends_it(self, capsys):
+        for path in Path("run/checkpoints").iterdir():
+            torch.save({"settings": {}, "state": {"model": Malicious()}}, path)
+        assert train.main(["--resume", "run"]) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert error[2] == "error: no checkpoint in run/checkpoints can be read"
+        assert len(error) == 3
+        assert all("reading that could run any code" in line for line in error[:2])
+        assert "weights_only" not in "".join(error)  # PyTorch's advice would run it
+        assert not Path("evidence").exists()
+
+    @pytest.mark.parametrize(
+        "content", [[1, 2], {"state": {}}, {"settings": 3, "state": {}}, torch.ones(3)]
+    )
+    def test_a_file_of_something_else_is_passed_over(self, content, capsys):
+        torch.save(content, "run/checkpoints/step-13.pt")
+        assert train.main(["--resume", "run"]) == 0
+        assert "step-13.pt holds no checkpoint of this program" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("part", "content"),
+        [
+            ("model", {"output.weight": torch.ones(3)}),
+            ("optimizer", {"state": {}}),
+            ("progress", 3),
+            ("generators", {"processes": [{}]}),
+            ("metrics", {"epoch": [1.0]}),
+        ],
+    )
+    def test_a_state_that_does_not_fit_is_refused(self, part, content, capsys):
+        path = newest("run")
+        saved = torch.load(path, weights_only=True)
+        saved["state"][part] = content
+        torch.save(saved, path)
+        assert train.main(["--resume", "run"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: the checkpoint's {part} does not fit: ")
+        assert error.count("\n") == 1
+
+    def test_a_file_with_a_name_of_the_users_own_is_left_alone(self):
+        Path("run/checkpoints/step-13 copy.pt").write_text("mine")
+        assert train.main(["--resume", "run"]) == 0
+        assert Path("run/checkpoints/step-13 copy.pt").read_text() == "mine"
 
     def test_without_a_good_checkpoint_it_does_not_start_over(self, capsys):
         for path in Path("run/checkpoints").iterdir():

@@ -169,3 +169,29 @@ def test_other_sweep_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> N
     sweep.main(GRID)
     assert sweep.main([*MOONS, "--lr", "0.1", "0.2"]) == 1
     assert "lr over 0.003 0.03, not lr over 0.1 0.2" in capsys.readouterr().err
+
+
+def test_damage_is_named_and_made_up_for(capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*MOONS, "--epochs", "1", "--lr", "0.003", "0.03"]
+    assert sweep.main(args) == 0
+    before = metrics()
+    damaged = Path("out/lr=0.03/seed=0/metrics.json")
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    capsys.readouterr()
+    assert sweep.main(args) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {damaged} is damaged (")
+    assert f"python train.py --resume {damaged.parent}" in message
+
+    database = Path("out/study.db")
+    database.write_bytes(database.read_bytes()[:3000])
+    assert sweep.main(args) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: the database sqlite:///out/study.db cannot be used: ")
+    assert message.count("\n") == 1
+    database.unlink()
+    assert sweep.main(args) == 0  # the whole run is taken as it is, the other reports again
+    after = metrics()
+    assert after.keys() == before.keys()
+    for run, found in after.items():
+        assert found["test_loss"] == before[run]["test_loss"]

@@ -1,17 +1,13 @@
 """Checkpoints of a run, from which it continues after whatever ended it."""
 
-import pickle
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from training import parallel
-from training.atomic import atomic_write, remove_unfinished
+from training import parallel, tensor_file
+from training.atomic import remove_unfinished
 from training.config import Config, flag
 
 KEPT = 2  # the newest, and the one before it should the newest be damaged
@@ -23,18 +19,6 @@ FREE = frozenset(
         "run_dir", "tensorboard", "threads",
     }
 )  # fmt: skip
-
-# What zipfile and torch.load raise on files that are cut short, overwritten or not checkpoints.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 
 
 class Checkpoints:
@@ -58,7 +42,7 @@ class Checkpoints:
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint, or None."""
-        return max(self._folder.glob("step-*.pt"), key=_step, default=None)
+        return next(reversed(self._files()), None)
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
         """Write the checkpoint of ``step``; delete those before the last two, or after it.
@@ -73,9 +57,9 @@ class Checkpoints:
             return
         self._folder.mkdir(exist_ok=True)
         remove_unfinished(self._folder)
-        with atomic_write(self._folder / f"step-{step}.pt") as file:
-            torch.save({"settings": self._config.plain(), "state": state}, file)
-        files = sorted(self._folder.glob("step-*.pt"), key=_step)
+        content = {"settings": self._config.plain(), "state": state}
+        tensor_file.write(self._folder / f"step-{step}.pt", content)
+        files = self._files()
         kept = [path for path in files if _step(path) <= step][-KEPT:]
         for path in files:
             if path not in kept:
@@ -89,12 +73,12 @@ class Checkpoints:
         Raises:
             ValueError: All are damaged, or they are of a run with other settings.
         """
-        paths = sorted(self._folder.glob("step-*.pt"), key=_step, reverse=True)
-        for path in paths:
+        paths = self._files()
+        for path in reversed(paths):
             try:
                 settings, state = _read(path)
-            except _UNREADABLE as error:
-                print(f"warning: {path} is damaged and passed over: {error}", file=sys.stderr)
+            except (ValueError, OSError) as error:
+                print(f"warning: a checkpoint is passed over: {error}", file=sys.stderr)
                 continue
             self._check_fit(path, settings)
             return state
@@ -104,8 +88,13 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all checkpoints."""
-        for path in self._folder.glob("step-*.pt"):
+        for path in self._files():
             path.unlink()
+
+    def _files(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        paths = self._folder.glob("step-*.pt")
+        return sorted((p for p in paths if p.stem[5:].isdecimal()), key=_step)
 
     def _check_fit(self, path: Path, saved: dict[str, Any]) -> None:
         free = FREE
@@ -125,14 +114,13 @@ class Checkpoints:
 
 
 def _step(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+    return int(path.stem[5:])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings and the state in a checkpoint."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch.load does not look at the checksums
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    return saved["settings"], saved["state"]
+    content = tensor_file.read(path)
+    try:
+        return dict(content["settings"]), dict(content["state"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no checkpoint of this program") from error

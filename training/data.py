@@ -41,11 +41,13 @@ class Data(Inputs):
         train: What the weights are fitted to.
         validation: Held out of training; chooses the best epoch.
         test: Looked at once, at the end.
+        digest: Checksum of the whole data set.
     """
 
     train: Split
     validation: Split
     test: Split
+    digest: str = ""
 
 
 def load(config: Config, device: torch.device) -> Data:
@@ -93,6 +95,7 @@ def load(config: Config, device: torch.device) -> Data:
         classes=raw.classes,
         mean=mean,
         std=std,
+        digest=raw.digest(),
     )
 
 
@@ -150,22 +153,29 @@ class TrainingBatches:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the epoch, and the generator's state now and at its beginning."""
         return {
-            "examples": len(self._data.train),
-            "device": self._device.type,
+            **self._source(),
             "step": self._step,
             "beginning": self._beginning,
             "generator": self._generator.get_state(),
+        }
+
+    def _source(self) -> dict[str, Any]:
+        """Return what has to be the same for batches to go on."""
+        data = self._data
+        return {
+            "examples": len(data.train),
+            "device": self._device.type,
+            "data set": f"sha256 {data.digest[:16]}",
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was called.
 
         Raises:
-            ValueError: That was with another number of examples, or another kind of device.
+            ValueError: That was with other examples, or another kind of device.
         """
-        here = {"examples": len(self._data.train), "device": self._device.type}
-        for name, value in here.items():
-            if state[name] != value:
+        for name, value in self._source().items():
+            if state.get(name, value) != value:  # older checkpoints know less
                 raise ValueError(
                     f"the run to resume has another {name}: {state[name]} there, {value} here"
                 )

@@ -9,7 +9,6 @@ and times of change, is the one it was made from.
 import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,12 +44,12 @@ def read_folder(config: Config) -> Raw:
     train, test = (_listing(root / part, classes) for part in ("train", "test"))
 
     fingerprint = _fingerprint(root, [path for path, _ in train + test], config.image_size)
-    arrays = _read_cache(root, fingerprint)
+    arrays = _read_cache(root, fingerprint, len(train + test))
     if arrays is None:
         print(f"decoding {len(train) + len(test)} images in {root.absolute()}")
         arrays = {
             "images": _decode([path for path, _ in train + test], config.image_size),
-            "labels": np.array([label for _, label in train + test]),
+            "labels": np.array([label for _, label in train + test], dtype=np.int64),
             "fingerprint": np.array(fingerprint),
         }
         _write_cache(root, arrays)
@@ -148,18 +147,25 @@ def _cache_files(root: Path) -> Iterator[Path]:
     yield user / "manual_ops" / f"{name}.npz"
 
 
-def _read_cache(root: Path, fingerprint: str) -> _Arrays | None:
+def _read_cache(root: Path, fingerprint: str, count: int) -> _Arrays | None:
     """Return the arrays of an intact cache with this fingerprint, if there is one."""
-    found = (_load(file, fingerprint) for file in _cache_files(root))
+    found = (_load(file, fingerprint, count) for file in _cache_files(root))
     return next((arrays for arrays in found if arrays is not None), None)
 
 
-def _load(file: Path, fingerprint: str) -> _Arrays | None:
+def _load(file: Path, fingerprint: str, count: int) -> _Arrays | None:
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return dict(arrays) if str(arrays["fingerprint"]) == fingerprint else None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None  # absent, or damaged: decode again
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as members:
+            arrays = dict(members)
+            images, labels = arrays["images"], arrays["labels"]
+            known = str(arrays["fingerprint"]) == fingerprint
+            whole = images.ndim == 4 and len(images) == len(labels) == labels.size == count
+            typed = images.dtype == np.uint8 and labels.dtype == np.int64
+    except (
+        Exception
+    ):  # absent, or damaged, which zipfile, zlib, struct and numpy each say their way
+        return None
+    return arrays if known and whole and typed else None
 
 
 def _write_cache(root: Path, arrays: _Arrays) -> None:

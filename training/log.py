@@ -1,7 +1,9 @@
 """Where a run's metrics go while it trains: nowhere, the console, TensorBoard, or several."""
 
+import contextlib
 import io
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,8 +78,9 @@ class Loggers(Logger):
 
     @override
     def close(self) -> None:
-        for logger in self._loggers:
-            logger.close()
+        with contextlib.ExitStack() as stack:  # one that fails leaves none of the others open
+            for logger in self._loggers:
+                stack.callback(logger.close)
 
 
 class ConsoleLogger(Logger):
@@ -140,6 +143,13 @@ class TensorBoardLogger(Logger):
             time.sleep(0.05)
         # max_queue: the metrics of many steps come at once, and training must not wait for them.
         self._writer: Any = SummaryWriter(directory, purge_step=purge_step, max_queue=1000)
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._pass_over
+
+    def _pass_over(self, failure: threading.ExceptHookArgs) -> None:
+        """Print no traceback of the thread that writes: the next call here raises the same."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._excepthook(failure)
 
     @override
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -186,4 +196,7 @@ class TensorBoardLogger(Logger):
 
     @override
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._excepthook

@@ -1,15 +1,17 @@
 """Muon, for convolutional networks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from typing_extensions import override
+
+from training.momentum import MomentumOptimizer
 
 
-class Muon(Optimizer):
+class Muon(MomentumOptimizer):
     """Orthogonal steps of matrices and convolution kernels, and Adam's of everything else.
 
     With gradient g, learning rate α and momentum μ, a step of a matrix of n rows, as which a
@@ -43,41 +45,21 @@ class Muon(Optimizer):
         Raises:
             ValueError: A setting is out of range.
         """
-        if not lr >= 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step along the gradients in ``.grad``; parameters without one stay.
-
-        Args:
-            closure: Recomputes and returns the loss, with gradients.
-
-        Returns:
-            What ``closure`` returned, or ``None``.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.ndim > 1:
-                    _turn(parameter, self.state[parameter], group["lr"], group["momentum"])
-                else:
-                    _adam(parameter, self.state[parameter], group["lr"])
-        return loss
+    @override
+    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if parameter.ndim > 1:
+            _turn(parameter, gradient, state, group["lr"], group["momentum"])
+        else:
+            _adam(parameter, gradient, state, group["lr"])
 
 
-def _turn(parameter: Tensor, state: dict[str, Any], lr: float, momentum: float) -> None:
+def _turn(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], lr: float, momentum: float
+) -> None:
     """Take Muon's step of a matrix or kernel."""
-    gradient = parameter.grad
-    assert gradient is not None
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
     average = state["momentum"].mul_(momentum).add_(gradient)
@@ -87,11 +69,13 @@ def _turn(parameter: Tensor, state: dict[str, Any], lr: float, momentum: float) 
 
 
 def _adam(
-    parameter: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float] = (0.9, 0.95)
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> None:
     """Take Adam's step, θ ← θ − α m/(√v + ε) of unbiased averages m of g and v of g²."""
-    gradient = parameter.grad
-    assert gradient is not None
     if not state:
         state |= {"step": 0, "m": torch.zeros_like(parameter), "v": torch.zeros_like(parameter)}
     state["step"] += 1

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from typing_extensions import override
 
 from training.config import Config
+from training.momentum import MomentumOptimizer
 from training.muon import Muon
 
 
-class MovingAverageSGD(Optimizer):
+class MovingAverageSGD(MomentumOptimizer):
     """SGD whose momentum is an exponential moving average of the gradients.
 
     With gradient g, learning rate α, momentum μ and weight decay λ, a step is
@@ -44,39 +46,15 @@ class MovingAverageSGD(Optimizer):
         Raises:
             ValueError: A setting is out of range.
         """
-        if not lr >= 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step along the gradients in ``.grad``; parameters without one stay.
-
-        Args:
-            closure: Recomputes and returns the loss, with gradients.
-
-        Returns:
-            What ``closure`` returned, or ``None``.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "average" not in state:
-                    state["average"] = torch.zeros_like(parameter)
-                average = state["average"].lerp_(parameter.grad, 1 - momentum)
-                parameter.mul_(1 - lr * decay).sub_(average, alpha=lr)
-        return loss
+    @override
+    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "average" not in state:
+            state["average"] = torch.zeros_like(parameter)
+        average = state["average"].lerp_(gradient, 1 - group["momentum"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(average, alpha=group["lr"])
 
 
 def decayed(model: Module) -> list[Parameter]:

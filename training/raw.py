@@ -1,5 +1,6 @@
 """The form in which every data set is read."""
 
+import hashlib
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,3 +56,11 @@ class Raw:
                 f"{name} has training inputs of shape {tuple(train_shape)} but test inputs of "
                 f"shape {tuple(test_shape)}"
             )
+
+    def digest(self) -> str:
+        """Return a checksum of every input and label, and of the names of the classes."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for tensor in (self.train_inputs, self.train_labels, self.test_inputs, self.test_labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()

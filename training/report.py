@@ -95,6 +95,25 @@ def write(run_dir: Path, metrics: dict[str, Any]) -> None:
         file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
 
 
+def read(run_dir: Path) -> dict[str, Any]:
+    """Return the contents of metrics.json in ``run_dir``, nothing if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It cannot be read.
+    """
+    path = run_dir / FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). It is written again by: "
+            f"python train.py --resume {run_dir}"
+        ) from error
+
+
 def tested(results: Results) -> dict[str, Any]:
     """Return the contents of metrics.json for a test that is not the run's own."""
     return {

@@ -1,8 +1,6 @@
 """A trained model from the folder of its run."""
 
 import dataclasses
-import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from training import report, tensor_file
 from training.cli import parse_args
 from training.config import Config
 from training.inputs import Inputs, load_inputs
@@ -55,7 +54,7 @@ def restore(run_dir: Path, device: str = "auto") -> Trained:
     inputs = load_inputs(run_dir / "inputs.json", _pick_device(config))
     model = build_model(config, inputs, LAYERS[config.backend])
     _load_weights(model, run_dir / "weights.pt", inputs.device)
-    return Trained(config, inputs, model.eval(), _read_metrics(run_dir / "metrics.json"))
+    return Trained(config, inputs, model.eval(), report.read(run_dir))
 
 
 def _read_config(path: Path, device: str) -> Config:
@@ -74,21 +73,8 @@ def _pick_device(config: Config) -> torch.device:
 
 
 def _load_weights(model: Module, path: Path, device: torch.device) -> None:
-    try:
-        weights = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__})") from error
+    weights = tensor_file.read(path, device)
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model of config.yaml beside it") from error
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        metrics: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return metrics

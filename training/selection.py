@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
-from training import parallel
-from training.atomic import atomic_write
+from training import parallel, tensor_file
 from training.evaluation import Evaluation
 
 
@@ -71,7 +69,5 @@ class Selection:
             self._write()
 
     def _write(self) -> None:
-        if not parallel.is_first():
-            return
-        with atomic_write(self._path) as file:
-            torch.save(self.weights, file)
+        if parallel.is_first():
+            tensor_file.write(self._path, self.weights)

@@ -3,15 +3,15 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models.speed_resnet import SpeedResNet
 from training import parallel
 from training.clock import Stopwatch
 from training.config import Config
@@ -110,8 +110,20 @@ class TrainingState:
         if state.keys() != parts.keys():
             differing = ", ".join(sorted(state.keys() ^ parts.keys()))
             raise ValueError(f"the checkpoint is of another version of this program: {differing}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        name = ""
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"the checkpoint's {name} does not fit: {error!r}") from error
+
+
+@runtime_checkable
+class FitsInputs(Protocol):
+    """A model with weights that come from its inputs, not from chance or a gradient."""
+
+    def fit_inputs(self, inputs: Tensor) -> None:
+        """Set them; ``inputs`` are some thousands of normalised training inputs."""
 
 
 def initial_state(
@@ -126,7 +138,7 @@ def initial_state(
         weights: File for the selected weights.
         clock: Runs since the program began.
     """
-    if isinstance(model, SpeedResNet):
+    if isinstance(model, FitsInputs):
         model.fit_inputs(data.normalise(data.train.inputs[:5000]))
     average = None
     if config.ema:

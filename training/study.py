@@ -8,7 +8,6 @@ from its last checkpoint.
 
 import contextlib
 import itertools
-import json
 import re
 import time
 import warnings
@@ -20,12 +19,15 @@ from typing import Any, get_type_hints
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from training import report
 from training.cli import parse_args
 from training.config import Config, flag
+from training.lock import is_free
 
 HEARTBEAT = 10  # seconds between two signs of life of a process
 STOPPED = (130, 143)  # exit codes of a run that was told to stop
@@ -211,18 +213,18 @@ class Study:
 
         Raises:
             ValueError: The options do not go together, or another sweep is in the way.
-            OSError: The directory cannot be created.
+            OSError: The directory cannot be created, or the database not be used.
         """
         if (sampler == "tpe") != (trials is not None):
             raise ValueError("--trials N belongs to --sampler tpe, and tpe needs it")
         if sampler == "grid" and settings.ranges:
             raise ValueError(f"{flag(settings.ranges[0])} has a range: that needs --sampler tpe")
         directory.mkdir(parents=True, exist_ok=True)
-        storage = storage or f"sqlite:///{directory / 'study.db'}"
+        self._storage = storage = storage or f"sqlite:///{directory / 'study.db'}"
         self._settings, self._directory, self._seeds = settings, directory, seeds
         self._grid, self._trials = sampler == "grid", trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _experiments_allowed():
+        with _experiments_allowed(), _database(storage):
             self._study = optuna.create_study(
                 study_name=directory.name,
                 storage=optuna.storages.RDBStorage(
@@ -267,8 +269,11 @@ class Study:
 
         Returns:
             0, or the exit code of a run that was told to stop.
+
+        Raises:
+            OSError: The database is damaged, or the disk is full.
         """
-        with _experiments_allowed():
+        with _experiments_allowed(), _database(self._storage):
             while self._remaining():
                 optuna.storages.fail_stale_trials(self._study)
                 if not self._available():
@@ -282,10 +287,17 @@ class Study:
         return 0
 
     def results(self) -> list[Setting]:
-        """What came of each setting, the best mean validation accuracy first."""
-        trials = self._study.get_trials(states=(TrialState.COMPLETE,))
+        """What came of each setting with finished runs, the best mean validation accuracy first.
+
+        Raises:
+            ValueError: The metrics of a run are damaged.
+            OSError: The database or the metrics cannot be read.
+        """
+        with _database(self._storage):
+            trials = self._study.get_trials(states=(TrialState.COMPLETE,))
         trials.sort(key=lambda trial: -(trial.value or 0.0))
-        return [Setting(trial.params, self._metrics(trial.params)) for trial in trials]
+        settings = (Setting(trial.params, self._metrics(trial.params)) for trial in trials)
+        return [setting for setting in settings if setting.runs]
 
     def _count(self, *states: TrialState) -> int:
         return len(self._study.get_trials(deepcopy=False, states=states))
@@ -306,7 +318,9 @@ class Study:
         values = {name: _suggest(trial, name, d) for name, d in self._settings.swept.items()}
         for seed in range(self._seeds):
             directory = self._run_dir(values, seed)
-            if (directory / "metrics.json").exists():
+            while not is_free(directory):
+                time.sleep(1)  # the process whose heartbeat had stopped goes on after all
+            if self._is_finished(directory):
                 continue
             print(f"\n{directory}", flush=True)
             if (directory / "config.yaml").exists():
@@ -328,8 +342,14 @@ class Study:
         return self._directory / name.replace("/", "_") / f"seed={seed}"
 
     def _metrics(self, values: dict[str, Any]) -> list[dict[str, Any]]:
-        paths = (self._run_dir(values, seed) / "metrics.json" for seed in range(self._seeds))
-        return [json.loads(path.read_text()) for path in paths if path.exists()]
+        runs = (report.read(self._run_dir(values, seed)) for seed in range(self._seeds))
+        return [metrics for metrics in runs if metrics]
+
+    def _is_finished(self, directory: Path) -> bool:
+        try:
+            return bool(report.read(directory))
+        except ValueError:  # damaged: the run reports again
+            return False
 
 
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -357,3 +377,16 @@ def _experiments_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+@contextlib.contextmanager
+def _database(storage: str) -> Iterator[None]:
+    """Turn what may be wrong with the database into an OSError that says what to do."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise OSError(
+            f"the database {storage} cannot be used: {reason}. If it is damaged, delete it and "
+            "give the same command again: finished runs are not repeated"
+        ) from error

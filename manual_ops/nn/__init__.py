@@ -7,7 +7,7 @@ torch's. Every other name of ``torch.nn`` (``Module``, ``Sequential``, ``Flatten
 place of ``from torch import nn``. Layers that torch.nn has as two or three stand in ``fused.py``.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -46,6 +46,16 @@ from .norm import SyncBatchNorm as SyncBatchNorm
 from .pooling import AdaptiveAvgPool2d as AdaptiveAvgPool2d
 from .pooling import AvgPool2d as AvgPool2d
 from .pooling import MaxPool2d as MaxPool2d
+
+if TYPE_CHECKING:  # what type checkers cannot see through __getattr__
+    from torch.nn import Flatten as Flatten
+    from torch.nn import Identity as Identity
+    from torch.nn import Module as Module
+    from torch.nn import ModuleDict as ModuleDict
+    from torch.nn import ModuleList as ModuleList
+    from torch.nn import Parameter as Parameter
+    from torch.nn import Sequential as Sequential
+    from torch.nn import init as init
 
 __all__ = [
     "ELU",

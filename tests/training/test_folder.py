@@ -180,6 +180,32 @@ class TestCache:
         assert torch.equal(read_folder(config(tmp_path)).train_inputs, first.train_inputs)
         assert decoded == [24, 24]  # the damaged cache has been replaced
 
+    @pytest.mark.parametrize(
+        "arrays",
+        [
+            {},
+            {"images": np.zeros((3, 3, 8, 10), np.uint8), "labels": np.zeros(3, np.int64)},
+            {"images": np.zeros((24, 3, 8, 10)), "labels": np.zeros(24, np.int64)},
+            {"images": np.zeros((24, 80), np.uint8), "labels": np.zeros(24, np.int64)},
+        ],
+    )
+    def test_a_cache_of_other_arrays_is_not_read(self, arrays, tmp_path, decoded):
+        """Whole, of this very folder, but not what this program writes."""
+        write_folder(tmp_path)
+        first = read_folder(config(tmp_path))
+        cache = tmp_path / ".decoded.npz"
+        with np.load(cache) as members:
+            fingerprint = members["fingerprint"]
+        np.savez(cache, fingerprint=fingerprint, **arrays)
+        assert torch.equal(read_folder(config(tmp_path)).train_inputs, first.train_inputs)
+        assert decoded == [24, 24]
+
+    def test_what_a_killed_writer_left_goes(self, tmp_path):
+        write_folder(tmp_path)
+        (tmp_path / "..decoded.npz.abc.unfinished").write_bytes(b"half a cache")
+        read_folder(config(tmp_path))
+        assert sorted(os.listdir(tmp_path)) == [".decoded.npz", "test", "train"]
+
     def test_a_writer_that_dies_leaves_no_cache(self, tmp_path, monkeypatch):
         write_folder(tmp_path)
 

@@ -1,0 +1,60 @@
+"""Locks that end with the process that holds them, however it ends."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file or folder until it is closed.
+
+    Returns:
+        False if another process has it. Where there are no locks, on Windows and on some network
+        drives, True.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep the run in ``folder`` to this process within the block.
+
+    Raises:
+        ValueError: Another process is at it.
+        OSError: The folder cannot be opened.
+    """
+    if sys.platform == "win32":  # has no descriptors of folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not try_lock(descriptor):
+            raise ValueError(
+                f"another process is running in {folder}. Wait for it, or choose another --run-dir"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether no other process runs in ``folder``, which need not exist."""
+    try:
+        with exclusive(folder):
+            return True
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
