@@ -52,6 +52,8 @@ _has_compiler = True
 def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None) -> Any:
     """Return a function that runs ``formula``, compiled where :class:`fuse` says so.
 
+    Also as a decorator.
+
     Args:
         formula: From tensors, the first of which is a gradient, to tensors; without side effects
             where ``may_overwrite`` is False, as it is while it is compiled.
@@ -63,7 +65,8 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
     @functools.wraps(formula)
     def evaluate(grad_output: Any, *args: Any) -> Any:
         nonlocal compiled
-        if not (fuse.enabled and _has_compiler and may_overwrite(grad_output)):
+        fused = fuse.enabled and _has_compiler and isinstance(grad_output, Tensor)
+        if not fused or not may_overwrite(grad_output):
             return plain(grad_output, *args)
         try:
             compiled = compiled or torch.compile(formula)

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._blocks import block_length
+from .._fuse import fusible
 from .._layout import is_channels_last, laid_out, reshaped
 from .._modes import may_overwrite
 from .._precision import widen
@@ -106,7 +107,8 @@ class Normalisation(Function):
         if g is not None and x is None:
             grad_bias = widen(g).sum((0, -1))
         elif g is not None:
-            evaluate = _gradients_by_blocks if may_overwrite(g) else _gradients
+            # Compiled, sums over rows (of one position each) take longer than in eager code.
+            evaluate = _in_eager_code if ctx.shape.positions == 1 else _fusible
             grad_input, grad_weight, grad_bias = evaluate(g, x, mean, rstd, w, needs)
         if needs.input:
             grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
@@ -229,6 +231,13 @@ def _gradients_by_blocks(
         for some in zip(*parts, strict=True)
     )
     return grad_input, grad_weight, grad_bias
+
+
+def _in_eager_code(g: Tensor, *args: Any) -> Gradients:
+    return _gradients_by_blocks(g, *args) if may_overwrite(g) else _gradients(g, *args)
+
+
+_fusible = fusible(_gradients, _in_eager_code)
 
 
 def _by_values(

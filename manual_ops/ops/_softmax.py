@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._blocks import block_length
+from .._fuse import fusible
 from .._modes import may_overwrite
 from .._precision import full_precision
 
@@ -25,6 +26,16 @@ def bind_softmax(
             torch ops; where ``out`` is given, it works in it and leaves the result there.
         tangent: ``(input_tangent, output, dim) -> output_tangent``.
     """
+
+    def by_blocks(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
+        if not may_overwrite(grad_output):
+            return backward(grad_output, output, dim)
+        grad_input = torch.empty_like(output)
+        for g, y, out in _independent((grad_output, output, grad_input), dim):
+            backward(g, y, dim, out=out)
+        return grad_input
+
+    evaluate = fusible(backward, by_blocks)
 
     class Softmax(Function):
         generate_vmap_rule = True
@@ -42,13 +53,7 @@ def bind_softmax(
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             (output,) = ctx.saved_tensors
-            if not may_overwrite(grad_output):
-                return backward(grad_output, output, ctx.dim), None
-            grad_input = torch.empty_like(output)
-            tensors = (grad_output, output, grad_input)
-            for g, y, out in _independent(tensors, ctx.dim):
-                backward(g, y, ctx.dim, out=out)
-            return grad_input, None
+            return evaluate(grad_output, output, ctx.dim), None
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, _dim: None) -> Tensor:
@@ -64,7 +69,7 @@ def bind_softmax(
 def _independent(tensors: tuple[Tensor, ...], dim: int) -> Iterable[tuple[Tensor, ...]]:
     """Cut tensors of one shape along dim 0, into blocks that stay in the cache."""
     first = tensors[0]
-    if dim in (0, -first.dim()) or block_length(first) >= len(first):
+    if first.dim() < 2 or dim in (0, -first.dim()) or block_length(first) >= len(first):
         return [tensors]
     return zip(*(x.split(block_length(first)) for x in tensors), strict=True)
 

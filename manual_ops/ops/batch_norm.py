@@ -36,6 +36,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._blocks import blocks
+from .._fuse import fusible
 from .._layout import is_channels_last, laid_out
 from .._modes import may_overwrite
 from .._precision import widen
@@ -96,6 +97,7 @@ class _TrainingBatchNorm(Function):
         return *training_tangents(*tangents, input, weight, mean, rstd), None
 
 
+@fusible
 def training_gradients(
     grad_output: Tensor | None,
     grad_mean: Tensor | None,
