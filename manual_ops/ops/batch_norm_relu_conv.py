@@ -28,7 +28,7 @@ DenseNets (2017).
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import lower_precision, widen
+from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
 from .batch_norm import (
     _TrainingBatchNorm,
@@ -82,14 +83,9 @@ class _BatchNormReLUConvolution(Function):
         remember(ctx, activation, conv_weight, geometry)
         ctx.mark_non_differentiable(unbiased_variance)
         ctx.set_materialize_grads(False)
-        needs = _needs_of_convolution(ctx)
-        saved = (input, weight, mean, rstd, bias, residual)
-        ctx.save_for_backward(
-            *(t if needs.activation else None for t in saved),
-            conv_weight if needs.activation else None,
-            activation if needs.weight and not needs.activation else None,
-        )
-        ctx.save_for_forward(*saved, conv_weight, None)
+        saved = (input, weight, mean, rstd, bias, residual, conv_weight)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(
@@ -100,24 +96,19 @@ class _BatchNormReLUConvolution(Function):
         grad_rstd: Tensor | None,
         _grad_variance: None,
     ) -> tuple[Tensor | None, ...]:
-        input, weight, mean, rstd, bias, residual, conv_weight, activation = ctx.saved_tensors
-        *needs_norm, needs_residual = ctx.needs_input_grad[:4]
-        needs = _needs_of_convolution(ctx)
-        if needs.activation:
-            activation = _activation(input, mean, rstd, weight, bias, residual)
+        input, weight, mean, rstd, bias, residual, conv_weight = ctx.saved_tensors
+        *needs_norm, needs_residual, needs_conv_weight, needs_conv_bias = ctx.needs_input_grad[:6]
+        activation = _activation(input, mean, rstd, weight, bias, residual)
         g = grad_conv_weight = grad_conv_bias = None
         if grad_output is not None:
-            convolved = None if activation is None else activation.to(grad_output.dtype)
+            needs = (True, needs_conv_weight, needs_conv_bias)
+            convolved = activation.to(conv_weight.dtype)
             g, *of_convolution = gradients(ctx, grad_output, convolved, conv_weight, needs)
             grad_conv_weight, grad_conv_bias = of_convolution
-        if needs.activation:
-            g = _passed_back(g, grad_activation, activation)
-            cotangents = (g, grad_mean, grad_rstd)
-            of_norm = training_gradients(*cotangents, input, weight, mean, rstd, needs_norm)
-        else:
-            of_norm = (None, None, None)
+        g = _passed_back(g, grad_activation, activation)
+        cotangents = (g, grad_mean, grad_rstd)
         return (
-            *of_norm,
+            *training_gradients(*cotangents, input, weight, mean, rstd, needs_norm),
             g.to(residual.dtype) if needs_residual and g is not None else None,
             grad_conv_weight,
             grad_conv_bias,
@@ -135,7 +126,7 @@ class _BatchNormReLUConvolution(Function):
         conv_bias_tangent: Tensor | None,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
-        input, weight, mean, rstd, bias, residual, conv_weight, _ = ctx.saved_tensors
+        input, weight, mean, rstd, bias, residual, conv_weight = ctx.saved_tensors
         activation = _activation(input, mean, rstd, weight, bias, residual)
         tangents = (input_tangent, weight_tangent, bias_tangent)
         inner, *of_statistics = training_tangents(*tangents, input, weight, mean, rstd)
@@ -153,19 +144,6 @@ class _BatchNormReLUConvolution(Function):
             ctx.geometry,
         )
         return output_tangent, activation_tangent, *of_statistics, None
-
-
-class _Needs(NamedTuple):
-    """Which gradients of the convolution's own arguments are asked for, on the way or as such."""
-
-    activation: bool
-    weight: bool
-    bias: bool
-
-
-def _needs_of_convolution(ctx: Any) -> _Needs:
-    *before, conv_weight, conv_bias = ctx.needs_input_grad[:6]
-    return _Needs(any(before), conv_weight, conv_bias)
 
 
 def _passed_back(
@@ -283,7 +261,10 @@ def batch_norm_relu_conv2d(
     statistics = (running_mean, running_var)
     strides, dilations = as_tuple(stride, 2), as_tuple(dilation, 2)
     paddings = symmetric_padding(padding, conv_weight, strides, dilations)
-    if not training or input.numel() == 0 or paddings is None:
+    # Of a convolution alone there is no gradient that needs the norm's input.
+    arguments = (input, weight, bias, residual)
+    of_norm = any(t.requires_grad for t in arguments if t is not None)
+    if not (training and of_norm and input.numel()) or paddings is None:
         output = batch_norm(input, *statistics, weight, bias, training, momentum, eps)
         activation = relu(output if residual is None else output + residual)
         settings = (stride, padding, dilation, groups)
@@ -300,7 +281,11 @@ def batch_norm_relu_conv2d(
 
 
 def _check(input: Tensor, conv_weight: Tensor, residual: Tensor | None) -> None:
-    for name, tensor in (("input", input), ("conv_weight", conv_weight)):
+    given = {"input": input, "conv_weight": conv_weight}
+    given |= {} if residual is None else {"residual": residual}
+    if not all(isinstance(tensor, Tensor) for tensor in given.values()):
+        raise no_tensor("batch_norm_relu_conv2d", **given)
+    for name, tensor in given.items():
         if tensor.dim() != 4:
             raise RuntimeError(
                 f"batch_norm_relu_conv2d: expected {name} of 4 dims, got {tuple(tensor.shape)}"

@@ -17,7 +17,7 @@ Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 6.5.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -118,9 +118,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
     """
+    return called(_linear, input, weight, bias)
+
+
+def called(op: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Call ``op`` in the autocast dtype, and with a row for a 1-D weight."""
     input_, weight_, bias_ = lower_precision(input, weight, bias)
     if isinstance(weight, Tensor) and weight.dim() == 1:
-        column: Tensor = _linear(input_, weight_[None], bias_)
-        return column.squeeze(-1)
-    output: Tensor = _linear(input_, weight_, bias_)
-    return output
+        return op(input_, weight_[None], bias_).squeeze(-1)
+    return op(input_, weight_, bias_)

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
-from .._precision import lower_precision
-from .linear import EXPECTS, gradients, tangent
+from .linear import EXPECTS, called, gradients, tangent
 from .relu import chain
 
 
@@ -72,15 +71,14 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     Args:
         input: ``(*, in_features)``, ``*`` any number of dims including none.
-        weight: ``(out_features, in_features)``.
-        bias: ``(out_features,)`` or ``None``.
+        weight: ``(out_features, in_features)``, or ``(in_features,)`` for one unnamed output.
+        bias: ``(out_features,)``, ``()`` beside a 1-D weight, or ``None``.
 
     Returns:
-        ``(*, out_features)``; in the autocast dtype under autocast. The derivative of ``max`` at 0
-        is 0.
+        ``(*, out_features)``, or ``(*)`` for a 1-D weight; in the autocast dtype under autocast.
+        The derivative of ``max`` at 0 is 0.
 
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
     """
-    output: Tensor = _linear_relu(*lower_precision(input, weight, bias))
-    return output
+    return called(_linear_relu, input, weight, bias)

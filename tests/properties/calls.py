@@ -179,6 +179,29 @@ def _convolution(dims: int, draw: Draw) -> Arguments:
     }
 
 
+def _batch_norm_relu_conv(draw: Draw) -> Arguments:
+    made = _Tensors(draw)
+    groups = draw(st.sampled_from((1, 1, 1, 2)))
+    channels = draw(sizes) * groups
+    kernel = tuple(draw(st.integers(1, 3)) for _ in range(2))
+    image = tuple(draw(st.integers(2, 6)) for _ in range(2))
+    never = {"grad": False}
+    tracked = draw(st.integers(0, 3)) > 0
+    batch = draw(sizes)
+    return {
+        "input": made(batch, channels, *image),
+        "running_mean": made(channels, **never) if tracked else None,
+        "running_var": made(channels, values="unit", **never) if tracked else None,
+        "weight": made.maybe(channels),
+        "bias": made.maybe(channels),
+        "conv_weight": made(draw(sizes) * groups, channels // groups, *kernel),
+        "conv_bias": None,
+        "residual": made.maybe(batch, channels, *image),
+        "training": draw(st.booleans()),
+        "groups": groups,
+    }
+
+
 def _pooling(draw: Draw) -> Arguments:
     made = _Tensors(draw)
     batch = (draw(sizes),) if draw(st.integers(0, 4)) else ()
@@ -309,6 +332,10 @@ WINDOWS: Options = {
     "stride": (1, 2, 3, (2,), [1, 2], (2, 1)),
     "padding": (0, 1, (1,), (1, 0), [0, 1]),
 }
+CONVOLUTION: Options = WINDOWS | {
+    "padding": (*WINDOWS["padding"], "same", "valid"),
+    "dilation": (1, 2, (2,), [1, 2]),
+}
 LINE_WINDOWS: Options = {"stride": (1, 2, 3, (2,), [3]), "padding": (0, 1, 2, (1,), [2])}
 POOL_WINDOWS: Options = WINDOWS | {"stride": (*WINDOWS["stride"], None, [])}
 
@@ -351,13 +378,12 @@ _TABLE: dict[str, tuple[Callable[[Draw], Arguments], Options]] = {
             "dilation": (1, 2, (2,), [1]),
         },
     ),
-    "conv2d": (
-        partial(_convolution, 2),
-        WINDOWS
-        | {
-            "padding": (*WINDOWS["padding"], "same", "valid"),
-            "dilation": (1, 2, (2,), [1, 2]),
-        },
+    "conv2d": (partial(_convolution, 2), CONVOLUTION),
+    "linear_relu": (_linear, {}),
+    "conv2d_relu": (partial(_convolution, 2), CONVOLUTION),
+    "batch_norm_relu_conv2d": (
+        _batch_norm_relu_conv,
+        EPS | CONVOLUTION | {"momentum": (0.1, 0.0, 1.0, 0.5), "return_activation": (True, False)},
     ),
     "max_pool2d": (
         _pooling,

@@ -139,10 +139,19 @@ def _no_keys(arguments: Arguments, *_: object) -> bool:
     return arguments["key"].shape[0 if "num_heads" in arguments else -2] == 0
 
 
+CONVOLUTIONS = ("conv1d", "conv2d", "conv2d_relu", "batch_norm_relu_conv2d")
 CLASS_LOSSES = ("nll_loss", "cross_entropy", "linear_cross_entropy")
 SUMS = (
     *CLASS_LOSSES,
-    *("softmax", "log_softmax", "linear", "conv1d", "conv2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    *(
+        "softmax",
+        "log_softmax",
+        "linear",
+        "linear_relu",
+        *CONVOLUTIONS,
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+    ),
     *("batch_norm", "layer_norm", "group_norm", "mse_loss", "binary_cross_entropy_with_logits"),
     *("scaled_dot_product_attention", "multi_head_attention_forward"),
 )
@@ -193,7 +202,7 @@ KNOWN: tuple[Known, ...] = (
         _torch_refuses("could not construct a memory descriptor"),
     ),
     Known(
-        ("linear",),
+        ("linear", "linear_relu"),
         "error",
         "one unnamed output may have a bias of one element, whatever the dims of input",
         _torch_refuses("mat2 must be a matrix"),
@@ -241,7 +250,7 @@ KNOWN: tuple[Known, ...] = (
         _only_beyond_numbers,
     ),
     Known(
-        ("conv1d", "conv2d"),
+        CONVOLUTIONS,
         "gradient",
         "torch.nn multiplies padding by an infinite gradient, which is NaN; we leave padding out",
         _only_where_torch_is_nan,
@@ -265,19 +274,19 @@ KNOWN: tuple[Known, ...] = (
         _both_refuse("num_groups"),
     ),
     Known(
-        ("batch_norm",),
+        ("batch_norm", "batch_norm_relu_conv2d"),
         "error",
         "shapes that do not fit are refused also where input is empty",
         _we_refuse("batch_norm: expected", when=_empty),
     ),
     Known(
-        ("batch_norm",),
+        ("batch_norm", "batch_norm_relu_conv2d"),
         "error",
         "torch.nn overwrites running statistics whose elements share memory",
         _we_refuse("more than one element of the written-to tensor"),
     ),
     Known(
-        ("batch_norm",),
+        ("batch_norm", "batch_norm_relu_conv2d"),
         "error",
         "without channels there is no channel of one value",
         lambda arguments, ours, *_: ours.stage == "done" and _empty(arguments),
@@ -313,25 +322,25 @@ KNOWN: tuple[Known, ...] = (
         _torch_refuses("Expected grad_output to have non-zero"),
     ),
     Known(
-        ("batch_norm",),
+        ("batch_norm", "batch_norm_relu_conv2d"),
         "error",
         "of two mistakes we name the shape of input, or what is missing",
         _both_refuse("batch_norm: expected"),
     ),
     Known(
-        ("batch_norm",),
+        ("batch_norm", "batch_norm_relu_conv2d"),
         "error",
         "without channels torch.nn's kernel has none to look at, whether there is one value or not",
         _both_refuse("index 0 out of range for tensor of size [0]"),
     ),
     Known(
-        ("conv1d", "conv2d"),
+        CONVOLUTIONS,
         "error",
         "dtypes that do not fit are refused also where something is empty",
         _we_refuse("expected bias of weight's dtype", when=_empty),
     ),
     Known(
-        ("conv1d", "conv2d"),
+        CONVOLUTIONS,
         "gradient",
         "an infinite gradient times 0 in a padded place is NaN, in torch.nn on some paths only",
         _only_where_ours_is_nan,
@@ -369,13 +378,13 @@ KNOWN: tuple[Known, ...] = (
         _only_where_ours_is_nan,
     ),
     Known(
-        ("conv1d", "conv2d"),
+        CONVOLUTIONS,
         "error",
         "of two dtypes that do not fit we name another one",
         _both_refuse("not implemented for"),
     ),
     Known(
-        ("conv1d", "conv2d"),
+        CONVOLUTIONS,
         "error",
         "dtypes of what is empty",
         lambda arguments, *_: _empty(arguments),
@@ -482,6 +491,24 @@ KNOWN: tuple[Known, ...] = (
         "output 0",
         "torch.nn gives an empty output the query's shape, without broadcasting",
         _empty,
+    ),
+    Known(
+        ("batch_norm_relu_conv2d",),
+        "error",
+        "three calls of torch.nn are one here, which looks at all shapes before it begins",
+        _both_refuse(""),
+    ),
+    Known(
+        ("batch_norm_relu_conv2d",),
+        "error",
+        "images without a batch, and numbers for a residual, are refused",
+        _we_refuse("batch_norm_relu_conv2d: expected"),
+    ),
+    Known(
+        ("batch_norm_relu_conv2d",),
+        "gradient",
+        "what overflows on the way is computed again, or summed, in another order",
+        lambda arguments, *_: any(made.values in ("huge", "extreme") for made in _made(arguments)),
     ),
 )
 

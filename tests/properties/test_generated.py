@@ -6,12 +6,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from manual_ops import functional
 from manual_ops.testing.cases import CASES
+from manual_ops.testing.compositions import torch_op
 from tests.properties.calls import CALLS
 from tests.properties.exceptions import KNOWN, reason_of
 from tests.properties.outcomes import Exact, difference, outcome_of
@@ -39,13 +39,9 @@ cotangents = st.builds(
 EXACT = {case.op: case.reference for case in CASES}
 
 
-def reference(op: str) -> Any:
-    return torch.log if op == "log" else getattr(torch.nn.functional, op)
-
-
 def check(op: str, arguments: dict[str, Any], cotangent: Made) -> tuple[str, str]:
     """Return where torch.nn's outcome ended, and what is unlike it and has no reason to be."""
-    theirs = outcome_of(reference(op), arguments, cotangent)
+    theirs = outcome_of(torch_op(op), arguments, cotangent)
     ours = outcome_of(getattr(functional, op), arguments, cotangent)
     where, how = difference(ours, theirs, Exact(EXACT[op], arguments, cotangent))
     if not where or reason_of(op, where, arguments, ours, theirs):
