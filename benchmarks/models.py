@@ -2,6 +2,7 @@
 
 python -m benchmarks.models                        # eager
 python -m benchmarks.models --compile              # both sides under torch.compile
+python -m benchmarks.models --fuse                 # ours with fused ops: convert(fuse=True)
 python -m benchmarks.models --bfloat16             # both sides under autocast
 python -m benchmarks.models --only mnist-cnn vgg
 """
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
-import manual_ops.nn
-from benchmarks.measure import compare, geometric_mean, keep_memory, saved_bytes
+import manual_ops
+from benchmarks.measure import compare, keep_memory, saved_bytes
+from benchmarks.table import Row, Table, add_options, write
 from models import build
 
 
@@ -42,11 +44,16 @@ CASES = [
 
 
 def side(
-    case: Case, layers: ModuleType, *, compiled: bool, bfloat16: bool
+    case: Case, layers: ModuleType, *, compiled: bool, bfloat16: bool, fuse: bool
 ) -> tuple[Callable[[], None], int]:
-    """Return one training step on fixed random data, and the bytes its forward pass saves."""
+    """Return one training step on fixed random data, and the bytes its forward pass saves.
+
+    Parameters are not counted: they are there anyway.
+    """
     torch.manual_seed(0)
     model = build(case.model, layers, case.input_shape, 10, **case.options)
+    if fuse and layers is manual_ops.nn:
+        model, _ = manual_ops.convert(model, inplace=True, fuse=True)
     criterion = layers.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     images = torch.randn(case.batch_size, *case.input_shape)
@@ -57,7 +64,7 @@ def side(
             loss: torch.Tensor = criterion(model(images), labels)
         return loss
 
-    saved = saved_bytes(lambda: loss_of(images, labels))
+    saved = saved_bytes(lambda: loss_of(images, labels), besides=model.parameters())
     forward = torch.compile(loss_of) if compiled else loss_of
 
     def step() -> None:
@@ -73,32 +80,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="names of models; default all")
     parser.add_argument("--compile", action="store_true", help="compile both sides")
+    parser.add_argument("--fuse", action="store_true", help="let fused ops run ours")
     parser.add_argument("--bfloat16", action="store_true", help="autocast both sides")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=5.0, help="for each line")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
-    print(f"{'training step':24} {'ours':>11} {'torch.nn':>11}  ratio (quartiles)      saved bytes")
-    ratios = []
+    flags = [flag for flag in ("compile", "fuse", "bfloat16") if getattr(args, flag)]
+    table = Table(", ".join(["training step", *flags]))
     for case in CASES:
         if args.only and case.model not in args.only:
             continue
         (ours, our_bytes), (theirs, their_bytes) = (
-            side(case, layers, compiled=args.compile, bfloat16=args.bfloat16)
+            side(case, layers, compiled=args.compile, bfloat16=args.bfloat16, fuse=args.fuse)
             for layers in (manual_ops.nn, torch.nn)
         )
         times = compare(ours, theirs, args.seconds)
-        ratios.append(times.ratio)
-        print(
-            f"{case.model + ' batch ' + str(case.batch_size):24} "
-            f"{times.ours * 1e3:8.2f} ms {times.torch * 1e3:8.2f} ms  "
-            f"{times.ratio:5.2f} ({times.low:4.2f}-{times.high:4.2f})  "
-            f"{our_bytes:>11,} / {their_bytes:,} = {our_bytes / their_bytes:.2f}",
-            flush=True,
-        )
-    if ratios:
-        print(f"{'geometric mean':24} {'':26} {geometric_mean(ratios):5.2f}")
+        table.add(Row(f"{case.model} batch {case.batch_size}", times, our_bytes, their_bytes))
+    table.close()
+    command = " ".join(["python -m benchmarks.models", *(f"--{flag}" for flag in flags)])
+    write(args, command, [table])
 
 
 if __name__ == "__main__":
