@@ -51,10 +51,13 @@ def plain_epoch(data_dir: Path) -> float:
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adadelta(model.parameters())
     started = time.perf_counter()
-    for batch, labels in loader:
+    for step, (batch, labels) in enumerate(loader, start=1):
         optimizer.zero_grad()
         criterion(model(batch), labels).backward()
         optimizer.step()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - started
+            print(f"  plain example: {step} of {len(loader)} steps, {seconds:.1f} s", flush=True)
     return time.perf_counter() - started
 
 
