@@ -10,8 +10,8 @@ What is looked for, in this order:
 * A rectifier before a max-pool changes places with it: max(relu(x)) = relu(max(x)), gradients
   included. Then it has fewer elements, and its output is what the next layer saves anyway.
 * Batch norm, with or without a sum, rectifier, convolution: one op that saves the input of the
-  norm and no activation. Where the sum's other operand is itself computed again by such an op,
-  nothing would be saved, and it is left alone.
+  norm and no activation. Where nothing else saves the sum's other operand, since it is itself
+  computed again or the output of a norm, there is no gain, and it is left alone.
 * A linear layer or convolution, then a rectifier: one op.
 * A linear layer, then cross-entropy: one op that never holds the logits.
 """
@@ -276,7 +276,9 @@ def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
     if len(convolutions) != 1 or len(convolutions) + len(sums) != len(users):
         return None
     (conv,) = convolutions
-    if conv.module.padding_mode != "zeros" or (residual is not None and _is_recomputed(residual)):  # type: ignore[union-attr]
+    if conv.module.padding_mode != "zeros":  # type: ignore[union-attr]
+        return None
+    if residual is not None and not _is_saved(residual, calls):
         return None
     with graph.inserting_before(relu.node):
         layers = (graph.get_attr(norm.name), graph.get_attr(conv.name))
@@ -307,10 +309,13 @@ def _summands(add: _Call, calls: Calls) -> tuple[_Call | None, Any]:
     return None, None
 
 
-def _is_recomputed(activation: Any) -> bool:
-    """Whether a fused op computes ``activation`` again rather than saving it."""
+def _is_saved(activation: Any, calls: Calls) -> bool:
+    """Whether some op saves ``activation`` anyway: not what is recomputed, nor a norm's output."""
     node = activation.args[0] if activation.target is operator.getitem else activation
-    return node.target is fused.norm_relu_conv
+    call = calls(activation)
+    return node.target is not fused.norm_relu_conv and not (
+        call and call.is_a(manual_nn.BatchNorm2d)
+    )
 
 
 def _then_relu(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:

@@ -118,6 +118,8 @@ def test_report_names_the_layers() -> None:
     names = [layer.name for layer in report.fused]
     assert "layer1.0.bn1 + layer1.0.relu + layer1.0.conv2" in names
     assert "layer1.0.bn2 + add + layer1.0.relu + layer1.1.conv1" in names
+    # Its other summand is the output of the norm of a shortcut, which nothing else saves.
+    assert "layer2.0.bn2 + add + layer2.0.relu + layer2.1.conv1" not in names
     assert "fused: batch_norm_relu_conv2d: layer1.0.bn1 + layer1.0.relu" in str(report)
 
 
@@ -244,7 +246,7 @@ def test_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("mnist-cnn", 0.8), ("cifar-cnn", 0.8), ("vgg", 0.6), ("resnet18", 0.6)]
+    ("name", "most"), [("mnist-cnn", 0.8), ("cifar-cnn", 0.8), ("vgg", 0.6), ("resnet18", 0.65)]
 )
 def test_saves_fewer_bytes(name: str, most: float) -> None:
     shape = (1, 28, 28) if name == "mnist-cnn" else (3, 32, 32)
