@@ -37,6 +37,7 @@ def _normal(*shape: int) -> Tensor:
 LABELS = torch.arange(8)
 TARGET = _normal(*ROWS).sigmoid()
 KEYS = _normal(8, 2, 4)
+FUSED_KERNEL = _normal(3, 1, 3, 3)
 MULTI_HEAD = nn.MultiheadAttention(4, 2, **FLOAT).requires_grad_(False)
 
 
@@ -68,6 +69,12 @@ OPS: dict[str, tuple[tuple[int, ...], Op]] = {
     "batch_norm": (ROWS, lambda x: F.batch_norm(x, None, None, training=True)),
     "layer_norm": (ROWS, lambda x: F.layer_norm(x, (8,))),
     "group_norm": (ROWS, lambda x: F.group_norm(x, 2)),
+    "linear_relu": (ROWS, partial(F.linear_relu, weight=_normal(4, 8), bias=_normal(4))),
+    "conv2d_relu": (IMAGE, partial(F.conv2d_relu, weight=_normal(3, 1, 3, 3))),
+    "batch_norm_relu_conv2d": (
+        IMAGE,
+        lambda x: F.batch_norm_relu_conv2d(x, None, None, None, None, FUSED_KERNEL, training=True),
+    ),
     "conv1d": ((2, 4, 8), partial(F.conv1d, weight=_normal(3, 4, 3))),
     "conv2d": (IMAGE, partial(F.conv2d, weight=_normal(3, 1, 3, 3))),
     "max_pool2d": (IMAGE, lambda x: F.max_pool2d(x, 2)),

@@ -331,7 +331,7 @@ def _batch_norm_relu_conv() -> list[OpCase]:
         "running_var": constant(uniform(2, low=0.5, high=2.0)),
     }
     absent = {"running_mean": None, "running_var": None}
-    arguments = {"input": normal(3, 2, 3, 4), "conv_weight": normal(3, 2, 2, 2)}
+    arguments = {"input": normal(3, 2, 3, 4), "conv_weight": normal(4, 2, 2, 2)}
     plain = {"weight": None, "bias": None}
     affine = {"weight": normal(2), "bias": normal(2)}
     residual, train = {"residual": normal(3, 2, 3, 4)}, {"training": True}
@@ -339,7 +339,7 @@ def _batch_norm_relu_conv() -> list[OpCase]:
     variants: dict[str, dict[str, Any]] = {
         "train": affine | absent | train,
         "train_running": affine | running | train | {"momentum": 0.7, "eps": 0.1},
-        "train_residual": affine | absent | train | residual | {"conv_bias": normal(3)},
+        "train_residual": affine | absent | train | residual | {"conv_bias": normal(4)},
         "train_activation": plain | absent | train | residual | {"return_activation": True},
         "train_stride": plain | absent | train | {"stride": 2, "padding": 1},
         "train_groups": affine | absent | train | {"groups": 2, "conv_weight": normal(4, 1, 2, 1)},

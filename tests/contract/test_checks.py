@@ -36,10 +36,10 @@ def _has_function(case: OpCase) -> bool:
 def _has_batch(case: OpCase) -> bool:
     """Whether the first dimension of the first input is none that the op reads as another."""
     without = {
-        "vector": ("linear", "layer_norm"),
+        "vector": ("linear", "linear_relu", "layer_norm"),
         "unbatched": (
             *("nll_loss", "cross_entropy", "linear_cross_entropy"),
-            *("conv1d", "conv2d", "max_pool2d", "avg_pool2d"),
+            *("conv1d", "conv2d", "conv2d_relu", "max_pool2d", "avg_pool2d"),
         ),
         "unbatched_none": ("linear_cross_entropy",),
         "mask": ("scaled_dot_product_attention",),
