@@ -85,7 +85,7 @@ def _fused() -> list[BadCall]:
             for mistake, changed, mentions in (
                 ("vector", {"input": zeros(2)}, ("input", "4", "(2,)")),
                 ("kernel", {"conv_weight": zeros(2, 2, 5, 5)}, ("kernel", "5, 5")),
-                ("channels", {"conv_weight": zeros(2, 3, 3, 3)}, ("conv_weight", "2, 3, 3, 3")),
+                ("channels", {"conv_weight": zeros(2, 3, 3, 3)}, ("weight", "2, 3, 3, 3")),
                 ("residual", {"residual": zeros(3, 3, 4, 4)}, ("residual", "3, 2", "3, 3")),
                 ("norm_weight", {"weight": ones(3)}, ("weight", "2", "3")),
                 ("one_value", {"input": zeros(1, 2, 1, 1)}, ("more than 1 value", "1, 2, 1, 1")),
