@@ -235,7 +235,8 @@ def bind_pointwise(
         if overwrite and save == "output" and _is_plain_intermediate(input):
             result: Tensor = Overwriting.apply(input, *params)
             return result
-        return input.copy_(apply(input if save == "output" else torch.clone(input), *params))
+        output = apply(input if save == "output" else torch.clone(input), *params)
+        return input.copy_(output)
 
     apply.overwriting = overwriting
     return apply
@@ -243,7 +244,7 @@ def bind_pointwise(
 
 def _is_plain_intermediate(input: Tensor) -> bool:
     """Whether a Function may overwrite ``input``: in eager reverse mode, no leaf and no view."""
-    return not (
+    return isinstance(input, Tensor) and not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad_active()

@@ -493,6 +493,18 @@ KNOWN: tuple[Known, ...] = (
         _empty,
     ),
     Known(
+        ("hardsigmoid",),
+        "gradient",
+        "torch.nn multiplies by 1/6 rounded to float32, in float64 as well",
+        lambda arguments, *_: arguments["input"].dtype == torch.float64,
+    ),
+    Known(
+        ("leaky_relu",),
+        "error",
+        "torch.nn has no gradient in place where the slope is negative",
+        _torch_refuses("In-place leakyReLu"),
+    ),
+    Known(
         ("batch_norm_relu_conv2d",),
         "error",
         "three calls of torch.nn are one here, which looks at all shapes before it begins",
