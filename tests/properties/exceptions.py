@@ -493,6 +493,12 @@ KNOWN: tuple[Known, ...] = (
         _empty,
     ),
     Known(
+        ("relu6", "leaky_relu", "elu", "silu", "hardswish", "hardsigmoid"),
+        "error",
+        "of integers in overlapping memory, both refused in place, ours names the integers",
+        _both_refuse("not implemented for"),
+    ),
+    Known(
         ("hardsigmoid",),
         "gradient",
         "torch.nn multiplies by 1/6 rounded to float32, in float64 as well",
