@@ -13,6 +13,7 @@ from .._blocks import block_length
 from .._fuse import fusible
 from .._modes import may_overwrite
 from .._precision import full_precision
+from ._refusal import no_tensor
 
 
 def bind_softmax(
@@ -78,6 +79,8 @@ def prepare(
     input: Tensor, dim: int | None, dtype: torch.dtype | None, name: str, stacklevel: int
 ) -> tuple[Tensor, int]:
     """Resolve ``dim=None`` and the dtype of softmax and log_softmax as torch does."""
+    if not isinstance(input, Tensor):
+        raise no_tensor(name, input=input)
     if dim is None:
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "
@@ -87,6 +90,4 @@ def prepare(
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if dtype is not None:
         return input.to(dtype), dim
-    (input_,) = full_precision(input, on_cpu=False)
-    assert input_ is not None
-    return input_, dim
+    return full_precision(input, on_cpu=False)[0], dim

@@ -464,6 +464,8 @@ def _check(
             expected = "no attn_mask beside is_causal"
         elif attn_mask.dtype not in (torch.bool, torch.float, query.dtype):
             expected = "attn_mask of dtype bool, float32 or that of query"
+        elif not _broadcasts(attn_mask.shape[-2:], (query.shape[-2], key.shape[-2])):
+            expected = "attn_mask that broadcasts to (*, queries, keys)"
     if not 0 <= dropout_p <= 1:
         expected = "dropout_p between 0 and 1"
     if expected:
@@ -471,6 +473,11 @@ def _check(
         raise RuntimeError(
             f"Expected {expected}, but got {', '.join(found)}, {dropout_p=}, {is_causal=}"
         )
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    aligned = zip(reversed(shape), reversed(to), strict=False)
+    return all(size in (1, target) for size, target in aligned)
 
 
 def _unmet_by_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> str:

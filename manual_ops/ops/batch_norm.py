@@ -421,6 +421,12 @@ def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -
     if eps < 0 or (training and eps == 0):
         bound = "positive during training" if training else "non-negative"
         raise ValueError(f"batch_norm eps must be {bound}, but got {eps}")
+    if training and (channels[0] is None) != (channels[1] is None):
+        raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
+    _check_channels(input, training, channels)
+
+
+def _check_channels(input: Tensor, training: bool, channels: Sequence[Tensor | None]) -> None:
     names = ("running_mean", "running_var", "weight", "bias")
     for name, tensor in zip(names, channels, strict=True):
         if tensor is None:

@@ -51,7 +51,7 @@ def index_losses(
     everywhere = (log_p if weight is None else log_p * _along(dim, weight, log_p)).sum(dim)
     valid = target != ignore_index
     share = smoothing / max(log_p.shape[dim], 1)
-    return (1 - smoothing) * losses - share * everywhere * valid
+    return (1 - smoothing) * losses - torch.where(valid, share * everywhere, 0)
 
 
 def index_slope(

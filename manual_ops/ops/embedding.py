@@ -24,6 +24,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import widen
+from ._refusal import no_tensor
 
 
 class _Embedding(Function):
@@ -130,8 +131,10 @@ def embedding(
         IndexError: An index outside [0, V), on CPU.
         RuntimeError: ``input`` of another dtype; ``weight`` not of two dims; in backward,
             ``sparse`` together with ``scale_grad_by_freq``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` or ``weight`` is no tensor.
     """
+    if not isinstance(weight, Tensor):
+        raise no_tensor("embedding", weight=weight)
     if padding_idx is not None:
         rows = weight.shape[0]
         if not -rows <= padding_idx < rows:

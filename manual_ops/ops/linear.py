@@ -74,8 +74,9 @@ def gradients(
     if needs_bias and bias_shape is not None:
         if len(bias_shape) == 1:
             grad_bias = _as_rows(grad_output).sum(0)
-        else:  # torch also takes a bias of more dims that broadcasts
-            grad_bias = grad_output.sum_to_size(bias_shape)
+        else:  # torch also takes a bias of other dims that broadcasts, more than the output's too
+            more = max(len(bias_shape) - grad_output.dim(), 0)
+            grad_bias = grad_output[(None,) * more].sum_to_size(bias_shape)
     return grad_input, grad_weight, grad_bias
 
 

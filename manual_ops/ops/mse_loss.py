@@ -171,13 +171,18 @@ def mse_loss(
             "Weights and input must have the same size: "
             f"expected weight {tuple(input.shape)}, got {tuple(weight.shape)}"
         )
-    input_, target_, weight_ = full_precision(wide, wide_target, weight)
+    input_, target_, weight_ = full_precision(_numbers(wide), _numbers(wide_target), weight)
     loss: Tensor
     if weight_ is None:
         loss = _mse_loss(input_, target_, reduction)
     else:
         loss, *_residuals = _weighted_mse_loss(input_, target_, weight_, reduction)
     return loss
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Booleans as 0 and 1, which, unlike them, can be subtracted."""
+    return tensor.byte() if tensor.dtype == torch.bool else tensor
 
 
 def _broadcast(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:

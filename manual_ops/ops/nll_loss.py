@@ -44,25 +44,22 @@ def sample_factors(
     """
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long()
-    if weight is not None:
-        weight = widen(weight)[index]
+    counted = _counted(index, valid, weight)
     if reduction == "mean":
-        grad_output = grad_output / total_weight(valid, weight)
+        grad_output = grad_output / counted.sum()
     factor = torch.where(valid, grad_output, 0)
-    return index, factor, factor if weight is None else factor * weight
-
-
-def total_weight(valid: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum of a[n], given the weight of each sample before ignoring."""
-    return valid.sum() if weight is None else torch.where(valid, weight, 0).sum()
+    return index, factor, factor if weight is None else factor * counted
 
 
 def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Return the sum of a[n], given the weight of each class."""
     valid = target != ignore_index
-    if weight is not None:
-        weight = widen(weight)[torch.where(valid, target, 0).long()]
-    return total_weight(valid, weight)
+    return _counted(torch.where(valid, target, 0).long(), valid, weight).sum()
+
+
+def _counted(index: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+    """Return a[n]; by choice, not by product: an ignored sample's weight may be no number."""
+    return valid if weight is None else torch.where(valid, widen(weight)[index], 0)
 
 
 class _NLLLoss(Function):

@@ -106,6 +106,13 @@ def _only_where_torch_is_nan(_: Arguments, ours: Outcome, theirs: Outcome, where
     return close(here[~there.isnan()], there[~there.isnan()])
 
 
+def _only_where_torch_is_not_finite(
+    _: Arguments, ours: Outcome, theirs: Outcome, where: str
+) -> bool:
+    here, there = ours.tensors[where], theirs.tensors[where]
+    return close(here[there.isfinite()], there[there.isfinite()])
+
+
 def _only_where_ours_is_nan(_: Arguments, ours: Outcome, theirs: Outcome, where: str) -> bool:
     return _only_where_torch_is_nan(_, theirs, ours, where)
 
@@ -132,7 +139,18 @@ def _certain(arguments: Arguments, *_: object) -> bool:
 
 
 def _one_element(arguments: Arguments, *_: object) -> bool:
-    return torch.Size(arguments["normalized_shape"]).numel() == 1
+    if "normalized_shape" in arguments:
+        return torch.Size(arguments["normalized_shape"]).numel() == 1
+    _n, c, *image = arguments["input"].shape
+    return torch.Size((c, *image)).numel() == arguments["num_groups"]
+
+
+def _two_values(arguments: Arguments, *_: object) -> bool:
+    """Whether each mean is one of two values."""
+    if "normalized_shape" in arguments:
+        return torch.Size(arguments["normalized_shape"]).numel() == 2
+    n, _c, *image = arguments["input"].shape
+    return torch.Size((n, *image)).numel() == 2
 
 
 def _no_keys(arguments: Arguments, *_: object) -> bool:
@@ -262,7 +280,7 @@ KNOWN: tuple[Known, ...] = (
         _half,
     ),
     Known(
-        ("layer_norm",),
+        ("layer_norm", "group_norm"),
         "gradient of input",
         "of one element the gradient is 0 but for rounding",
         _one_element,
@@ -372,10 +390,10 @@ KNOWN: tuple[Known, ...] = (
         _both_refuse("Expected 1 or more dimensions"),
     ),
     Known(
-        CLASS_LOSSES,
-        "gradient",
-        "the weight of an ignored sample is multiplied by 0, also where it is not finite",
-        _only_where_ours_is_nan,
+        ("cross_entropy", "linear_cross_entropy"),
+        "output",
+        "label smoothing without classes: torch.nn divides 0 by 0",
+        lambda arguments, *_: _empty(arguments) and _only_where_torch_is_nan(arguments, *_),
     ),
     Known(
         CONVOLUTIONS,
@@ -400,7 +418,9 @@ KNOWN: tuple[Known, ...] = (
         "",
         "ATen's fused kernel, which torch.nn takes for some dims alone, misreads elements that "
         "share memory, in half precision",
-        lambda arguments, *_: any(m.layout in ("overlap", "expanded") for m in _made(arguments)),
+        lambda arguments, *_: (
+            _half(arguments) and any(m.layout in ("overlap", "expanded") for m in _made(arguments))
+        ),
     ),
     Known(
         ("multi_head_attention_forward",),
@@ -415,12 +435,6 @@ KNOWN: tuple[Known, ...] = (
         _torch_refuses("Dimension out of range", "is invalid for input of size"),
     ),
     Known(
-        ("mse_loss",),
-        "error",
-        "booleans are not subtracted in backward; torch.nn's kernel converts them",
-        lambda arguments, *_: any(made.dtype == torch.bool for made in _made(arguments)),
-    ),
-    Known(
         CLASS_LOSSES,
         "error",
         "without classes there is no label to be right",
@@ -431,6 +445,87 @@ KNOWN: tuple[Known, ...] = (
         "error",
         "weight and bias of two floating dtypes are taken as they are",
         _torch_refuses("expected scalar type", "mixed dtype"),
+    ),
+    Known(
+        ("batch_norm", "batch_norm_relu_conv2d"),
+        "error",
+        "running statistics keep their dtype, whatever that of input, when training",
+        _torch_refuses("expected scalar type", "mixed dtype"),
+    ),
+    Known(
+        ("batch_norm", "batch_norm_relu_conv2d"),
+        "gradient",
+        "in evaluation torch.nn's backward reads strided running statistics as if contiguous",
+        lambda arguments, *_: any(
+            isinstance(arguments[name], Made) and arguments[name].layout != "contiguous"
+            for name in ("running_mean", "running_var")
+        ),
+    ),
+    Known(
+        ("batch_norm", "layer_norm"),
+        "gradient of input",
+        "of two values the gradient is what its terms leave when they cancel",
+        _two_values,
+    ),
+    Known(
+        ("batch_norm", "layer_norm", "group_norm"),
+        "gradient",
+        "of the largest numbers torch.nn's terms overflow first",
+        lambda arguments, *_: (
+            any(made.values in ("huge", "extreme") for made in _made(arguments))
+            and _only_where_torch_is_not_finite(arguments, *_)
+        ),
+    ),
+    Known(
+        ("batch_norm", "batch_norm_relu_conv2d"),
+        "error",
+        "of boolean running statistics both refuse something",
+        _both_refuse("with a bool tensor is not supported"),
+    ),
+    Known(
+        ("batch_norm",),
+        "error",
+        "dtypes of what is empty",
+        _empty,
+    ),
+    Known(
+        ("mse_loss",),
+        "error",
+        "torch.nn subtracts booleans without a weight alone",
+        _torch_refuses("Subtraction, the `-` operator, with a bool tensor"),
+    ),
+    Known(
+        ("embedding",),
+        "error",
+        "of two mistakes we name the dims of weight",
+        _both_refuse("'weight' must be 2-D"),
+    ),
+    Known(
+        ("linear", "linear_relu"),
+        "error",
+        "a 1-D weight is one output, whose bias has one element; torch.nn adds what broadcasts",
+        _we_refuse(
+            "doesn't match the broadcast shape",
+            when=lambda arguments: len(arguments["weight"].shape) == 1,
+        ),
+    ),
+    Known(
+        CONVOLUTIONS,
+        "error",
+        "of two mistakes we name padding='same' beside a stride",
+        _both_refuse("padding='same' is not supported for strided"),
+    ),
+    Known(
+        ("embedding",),
+        "error",
+        "torch.nn has no sparse gradient of one index without dims",
+        _torch_refuses("too many indices for tensor of dimension 0"),
+    ),
+    Known(
+        ("scaled_dot_product_attention",),
+        "outputs",
+        "an empty output of a mask that requires grad requires grad",
+        _empty,
     ),
     Known(
         ("binary_cross_entropy_with_logits",),
@@ -460,13 +555,15 @@ KNOWN: tuple[Known, ...] = (
         ATTENTION,
         "",
         "NaN dropped is NaN times 0; torch.nn's fused kernel does not multiply",
-        lambda arguments, *_: arguments.get("dropout_p", 0) > 0,
+        lambda arguments, *_: (
+            arguments.get("dropout_p", 0) > 0 and _only_where_ours_is_nan(arguments, *_)
+        ),
     ),
     Known(
         ATTENTION,
         "gradient",
         "NaN in weights is not lost where value has no features",
-        _empty,
+        lambda arguments, *_: _empty(arguments) and _only_where_ours_is_nan(arguments, *_),
     ),
     Known(
         ATTENTION,
@@ -531,12 +628,12 @@ KNOWN: tuple[Known, ...] = (
 )
 
 
-def reason_of(
+def known_of(
     op: str, where: str, arguments: Arguments, ours: Outcome, theirs: Outcome
-) -> str | None:
+) -> Known | None:
     """Return why the outcomes of a call may differ, if they may."""
     for known in KNOWN:
         here = (not known.ops or op in known.ops) and where.startswith(known.where)
         if here and known.applies(arguments, ours, theirs, where):
-            return known.reason
+            return known
     return None

@@ -91,6 +91,10 @@ class Made:
         ]
         return f"Made({', '.join([repr(self.shape), *changed])})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print it so in hypothesis, too, which spells out dataclasses."""
+        printer.text(repr(self))
+
 
 def _laid_out(draw: Callable[..., Tensor], shape: tuple[int, ...], layout: str) -> Tensor:
     if layout == "transposed" and len(shape) > 1:
