@@ -464,8 +464,8 @@ def _check(
             expected = "no attn_mask beside is_causal"
         elif attn_mask.dtype not in (torch.bool, torch.float, query.dtype):
             expected = "attn_mask of dtype bool, float32 or that of query"
-        elif not _broadcasts(attn_mask.shape[-2:], (query.shape[-2], key.shape[-2])):
-            expected = "attn_mask that broadcasts to (*, queries, keys)"
+        elif not expected and not _broadcasts(attn_mask, query, key, value, enable_gqa):
+            expected = "attn_mask that broadcasts to (*, L, S)"
     if not 0 <= dropout_p <= 1:
         expected = "dropout_p between 0 and 1"
     if expected:
@@ -475,8 +475,13 @@ def _check(
         )
 
 
-def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    aligned = zip(reversed(shape), reversed(to), strict=False)
+def _broadcasts(
+    attn_mask: Tensor, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> bool:
+    own_batch = (query,) if enable_gqa else (query, key, value)
+    batch = _broadcast(*(tensor.shape[:-2] for tensor in own_batch))
+    scores = (*batch, query.shape[-2], key.shape[-2])
+    aligned = itertools.zip_longest(reversed(attn_mask.shape), reversed(scores), fillvalue=1)
     return all(size in (1, target) for size, target in aligned)
 
 

@@ -149,7 +149,9 @@ def _two_values(arguments: Arguments, *_: object) -> bool:
     """Whether each mean is one of two values."""
     if "normalized_shape" in arguments:
         return torch.Size(arguments["normalized_shape"]).numel() == 2
-    n, _c, *image = arguments["input"].shape
+    n, c, *image = arguments["input"].shape
+    if "num_groups" in arguments:
+        return torch.Size((c, *image)).numel() == 2 * arguments["num_groups"]
     return torch.Size((n, *image)).numel() == 2
 
 
@@ -354,8 +356,8 @@ KNOWN: tuple[Known, ...] = (
     Known(
         CONVOLUTIONS,
         "error",
-        "dtypes that do not fit are refused also where something is empty",
-        _we_refuse("expected bias of weight's dtype", when=_empty),
+        "a bias of another dtype is refused; some of torch.nn's kernels convert it",
+        _we_refuse("expected bias of weight's dtype"),
     ),
     Known(
         CONVOLUTIONS,
@@ -417,9 +419,10 @@ KNOWN: tuple[Known, ...] = (
         ATTENTION,
         "",
         "ATen's fused kernel, which torch.nn takes for some dims alone, misreads elements that "
-        "share memory, in half precision",
-        lambda arguments, *_: (
-            _half(arguments) and any(m.layout in ("overlap", "expanded") for m in _made(arguments))
+        "share memory; expanded ones in half precision",
+        lambda arguments, *_: any(
+            m.layout == "overlap" or (m.layout == "expanded" and _half(arguments))
+            for m in _made(arguments)
         ),
     ),
     Known(
@@ -432,7 +435,7 @@ KNOWN: tuple[Known, ...] = (
         ("multi_head_attention_forward",),
         "error",
         "shapes that broadcast or reshape are taken",
-        _torch_refuses("Dimension out of range", "is invalid for input of size"),
+        _torch_refuses("Dimension out of range", "is invalid for input of size", "mat2 must be"),
     ),
     Known(
         CLASS_LOSSES,
@@ -462,7 +465,31 @@ KNOWN: tuple[Known, ...] = (
         ),
     ),
     Known(
-        ("batch_norm", "layer_norm"),
+        ("scaled_dot_product_attention",),
+        "error",
+        "key and value of other numbers of heads are refused, as torch.nn's documentation does",
+        _we_refuse("as many heads in key as in value"),
+    ),
+    Known(
+        ("linear_cross_entropy",),
+        "gradient",
+        "of one class the gradient is 0 but for rounding",
+        lambda arguments, *_: arguments["linear_weight"].shape[0] == 1,
+    ),
+    Known(
+        CLASS_LOSSES,
+        "error",
+        "of two mistakes we name the size of a target beside one sample",
+        _both_refuse("For 1D input, 1D target must have size 1"),
+    ),
+    Known(
+        ("multi_head_attention_forward",),
+        "gradient",
+        "of weights that are 0 and 1 but for rounding it is what terms leave when they cancel",
+        lambda arguments, *_: any(m.values in ("grid", "huge") for m in _made(arguments)),
+    ),
+    Known(
+        ("batch_norm", "layer_norm", "group_norm"),
         "gradient of input",
         "of two values the gradient is what its terms leave when they cancel",
         _two_values,
