@@ -213,10 +213,12 @@ def _gradients_by_blocks(
 ) -> Gradients:
     """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
     of_block = _by_values if x.shape[-1] == 1 else _by_channels
-    grad_input = torch.empty_like(x) if needs.input else None
     length = block_length(x)
+    if length >= len(x):
+        return of_block(widen(g), widen(x), mean, rstd, weight, needs, None)
+    grad_input = torch.empty_like(x) if needs.input else None
     parts = []
-    for i in range(0, max(len(x), 1), length):
+    for i in range(0, len(x), length):
         block = slice(i, i + length)
         out = None if grad_input is None else grad_input[block]
         wide = out if out is not None and widen(out) is out else None
