@@ -99,7 +99,8 @@ def main() -> None:
         times = compare(ours, theirs, args.seconds)
         table.add(Row(f"{case.model} batch {case.batch_size}", times, our_bytes, their_bytes))
     table.close()
-    command = " ".join(["python -m benchmarks.models", *(f"--{flag}" for flag in flags)])
+    options = [*(f"--{flag}" for flag in flags), f"--seconds {args.seconds:g}"]
+    command = " ".join(["python -m benchmarks.models", *options])
     write(args, command, [table])
 
 

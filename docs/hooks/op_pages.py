@@ -10,6 +10,7 @@ import html
 import json
 import re
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LABEL = re.compile(r"([A-Z][a-z]+):( +)(?=\S)")
 SAVED = ("saved bytes, ours", "torch.nn")
 FORMULAS = re.compile(r"^```formula\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^<!-- (\w+\.py) -->\n```python\n", re.MULTILINE)
+COSTS = re.compile(r"^<!-- (benchmarks_\w+\.json) -->$", re.MULTILINE)
 LABELS = {"Forward", "Jacobian", "Training", "Evaluation", "Backward", "Tangent"}
 
 
@@ -50,7 +52,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Draw ``formula`` blocks, and name the files that blocks of code stand for."""
+    """Draw ``formula`` blocks, name the files that blocks of code stand for, put benchmarks in."""
+    markdown = COSTS.sub(lambda found: costs(found[1]), markdown)
     markdown = FORMULAS.sub(lambda found: formulas(found[1]), markdown)
     return FILE.sub(r'```python title="\1"\n', markdown)
 
@@ -187,26 +190,31 @@ def table_of_conformance(names: set[str]) -> str:
 
 def table_of_costs(names: set[str]) -> str:
     """Return the op's rows of the benchmark as a table."""
-    measured = json.loads((ROOT / "docs/benchmarks_ops.json").read_text())
+    table = costs("benchmarks_ops.json", lambda row: row.partition(" ")[0] in names)
+    return table and f"## Cost\n\n{table}"
+
+
+def costs(file: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
+    """Return the rows of a benchmark whose names are wanted, and by what they were measured."""
+    measured = json.loads((ROOT / "docs" / file).read_text())
+    tables = measured["tables"]
     cells = [
         (
-            *(
-                f"{row['name']}, {size}",
-                *(f"{row['times'][s] * 1e3:.3f}" for s in ("ours", "torch")),
-            ),
-            *(f"{row['times']['ratio']:.2f}", f"{row['saved']:,}", f"{row['torch_saved']:,}"),
+            row["name"] if len(tables) == 1 else f"{row['name']}, {size}",
+            *(f"{row['times'][s] * 1e3:.3f}" for s in ("ours", "torch")),
+            *(f"{row['times'][s]:.2f}" for s in ("ratio", "low", "high")),
+            *(f"{row['saved']:,}", f"{row['torch_saved']:,}"),
         )
-        for size, rows in measured["tables"].items()
+        for size, rows in tables.items()
         for row in rows
-        if row["name"].partition(" ")[0] in names
+        if wanted(row["name"])
     ]
     if not cells:
         return ""
-    heads = (*("forward and backward", "ours, ms", "torch.nn, ms", "ratio"), *SAVED)
-    table = ["---".join("|" * (1 + len(heads)))]
-    table = [f"| {' | '.join(heads)} |", *table, *(f"| {' | '.join(row)} |" for row in cells)]
+    heads = ("forward and backward", "ours, ms", "torch.nn, ms", "ratio", "from", "to", *SAVED)
+    lines = (heads, ("---", *("---:" for _ in heads[1:])), *cells)
     origin = (
-        f"Median, by `{measured['command']}`; ours and torch.nn's alternate, {measured['threads']} "
-        f"threads, {measured['machine']}, torch {measured['torch']}."
+        f"Median and quartiles, by `{measured['command']}`; ours and torch.nn's alternate, "
+        f"{measured['threads']} threads, {measured['machine']}, torch {measured['torch']}."
     )
-    return f"## Cost\n\n{origin}\n\n" + "\n".join(table)
+    return f"{origin}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -35,6 +35,10 @@ def _fused(
     if input.device.type == "cpu":  # then it keeps the statistics in float32
         weight, bias = (None if t is None else widen(t) for t in (weight, bias))
     input = laid_out(input, is_channels_last(input))
+    # Torch 2.13 reads strided parameters as if contiguous, and takes no bias without a weight.
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     samples, groups, channels, positions = shape
     output, mean, rstd = torch.native_group_norm(
         input, weight, bias, samples, groups * channels, positions, groups, eps

@@ -54,6 +54,8 @@ def sample_factors(
 def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Return the sum of a[n], given the weight of each class."""
     valid = target != ignore_index
+    if weight is None:
+        return valid.sum()
     return _counted(torch.where(valid, target, 0).long(), valid, weight).sum()
 
 
