@@ -256,6 +256,7 @@ def _batch_norm() -> list[BadCall]:
             ("eps", {"eps": 0.0} | absent | train, ("eps", "positive", "0.0")),
             ("eps_in_eval", {"eps": -1.0} | statistics, ("eps", "-1.0")),
             ("vector", {"input": zeros(3)} | statistics, ()),
+            ("one_statistic", absent | {"running_var": ones(3)} | train, ("running_mean", "both")),
         )
     ]
 
@@ -418,6 +419,7 @@ def _embedding() -> list[BadCall]:
             ("index_negative", {"input": indices(-1)}, ("indices", "weight", "5, 3")),
             ("float", {"input": ones(2)}, ("indices", "int64", "float")),
             ("no_tensor", {"input": [1]}, ("indices", "tensor", "list")),
+            ("no_table", {"weight": 2.0}, ("weight", "Tensor", "float")),
             ("vector", {"weight": ones(5)}, ("weight", "2-d")),
             ("padding_idx_high", {"padding_idx": 5}, ("padding_idx", "5")),
             ("padding_idx_low", {"padding_idx": -6}, ("padding_idx", "-6", "5")),
