@@ -326,6 +326,7 @@ def _attention() -> list[BadCall]:
             ("batch", {"key": zeros(3, 2, 3, 4)}, ("key", "2", "3")),
             ("two_masks", {"attn_mask": zeros(3, 3), "is_causal": True}, ("attn_mask", "causal")),
             ("mask_shape", {"attn_mask": zeros(3, 5)}, ("attn_mask", "3", "5")),
+            ("mask_rows", {"attn_mask": zeros(2, 3)}, ("attn_mask", "(*, L, S)", "(2, 3)")),
             ("mask_dtype", {"attn_mask": zeros(3, 3).long()}, ("attn_mask", "bool", "int64")),
             ("dropout_p", {"dropout_p": 1.5}, ("dropout", "0", "1", "1.5")),
             (
