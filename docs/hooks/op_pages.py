@@ -25,7 +25,6 @@ from formulas import display, inline
 ROOT = Path(__file__).parents[2]
 OPS = {path.stem: path for path in sorted((ROOT / "manual_ops/ops").glob("[!_]*.py"))}
 LABEL = re.compile(r"([A-Z][a-z]+):( +)(?=\S)")
-SAVED = ("saved bytes, ours", "torch.nn")
 FORMULAS = re.compile(r"^```formula\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^<!-- (\w+\.py) -->\n```python\n", re.MULTILINE)
 COSTS = re.compile(r"^<!-- (benchmarks_\w+\.json) -->$", re.MULTILINE)
@@ -143,7 +142,7 @@ def paragraph(text: str) -> str:
 
 def arguments(node: ast.FunctionDef) -> str:
     """Return the signature of a function, and its arguments with their shapes."""
-    docstring = ast.get_docstring(node) or ""
+    docstring = re.sub(r":\w+:(?=`)", "", ast.get_docstring(node) or "")
     parts = [f"## {node.name}\n\n```python\n{signature(node)}\n```"]
     for name, body in re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n?|\n)+)", docstring, re.M):
         indent = r"\n *" if name == "Returns" else r"\n {6,}"
@@ -202,8 +201,8 @@ def costs(file: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
         (
             row["name"] if len(tables) == 1 else f"{row['name']}, {size}",
             *(f"{row['times'][s] * 1e3:.3f}" for s in ("ours", "torch")),
-            *(f"{row['times'][s]:.2f}" for s in ("ratio", "low", "high")),
-            *(f"{row['saved']:,}", f"{row['torch_saved']:,}"),
+            "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**row["times"]),
+            " / ".join(f"{row[side] / 1e6:.3g}" for side in ("saved", "torch_saved")),
         )
         for size, rows in tables.items()
         for row in rows
@@ -211,10 +210,10 @@ def costs(file: str, wanted: Callable[[str], bool] = lambda _: True) -> str:
     ]
     if not cells:
         return ""
-    heads = ("forward and backward", "ours, ms", "torch.nn, ms", "ratio", "from", "to", *SAVED)
+    heads = ("", "ours, ms", "torch.nn, ms", "ratio (quartiles)", "saved MB, ours / torch.nn")
     lines = (heads, ("---", *("---:" for _ in heads[1:])), *cells)
     origin = (
-        f"Median and quartiles, by `{measured['command']}`; ours and torch.nn's alternate, "
+        f"Forward and backward, medians, by `{measured['command']}`; both sides alternate, "
         f"{measured['threads']} threads, {measured['machine']}, torch {measured['torch']}."
     )
     return f"{origin}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
