@@ -7,6 +7,7 @@ one pass. What is compiled is the formula itself, as it is written in the op's f
 import functools
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
         if not fused or not may_overwrite(grad_output):
             return plain(grad_output, *args)
         try:
-            compiled = compiled or torch.compile(formula)
+            compiled = compiled or torch.compile(_of_its_own(formula))
             # Detached: Dynamo asks tensors with a history for their .grad, which warns.
             given = (grad_output, *args)
             return compiled(*(a.detach() if isinstance(a, Tensor) else a for a in given))
@@ -79,6 +80,20 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
             return result
 
     return evaluate
+
+
+def _of_its_own(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``formula`` with a code object that no other has.
+
+    Dynamo keeps its graphs with the code, at most eight of them, and then compiles no more. The
+    code of a wrapper is that of all formulas that it wraps.
+    """
+    code = formula.__code__.replace(co_name=f"{formula.__module__}.{formula.__name__}")
+    alone = FunctionType(
+        code, formula.__globals__, formula.__name__, formula.__defaults__, formula.__closure__
+    )
+    alone.__kwdefaults__ = formula.__kwdefaults__
+    return alone
 
 
 def _give_up(error: RuntimeError) -> None:

@@ -1,5 +1,6 @@
 """The switch that compiles formulas: the same gradients, and none the worse without a compiler."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import manual_ops
 from manual_ops import functional as F
 from manual_ops._fuse import fuse, fusible
+from manual_ops._precision import accumulate_wide
 
 
 def test_switch() -> None:
@@ -55,6 +57,17 @@ def test_same_gradients(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert compiled in ([], [op]), "compiled once, or by an earlier test"
+
+
+def test_no_formula_takes_the_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo keeps few graphs for one function: each formula has to be one by itself."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    limits = {"recompile_limit": 1, "fail_on_recompile_limit_hit": True}
+    g = torch.ones(3)
+    with torch._dynamo.config.patch(limits), manual_ops.fuse(), torch.no_grad():
+        for power in (1, 2, 3):
+            formula = fusible(accumulate_wide(lambda g, x, power=power: g * x**power))
+            assert formula(g, 2 * g).tolist() == [2.0**power] * 3
 
 
 def test_inductor() -> None:

@@ -188,17 +188,11 @@ class _EvaluationBatchNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, mean, variance = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        grad_input = grad_weight = grad_bias = None
-        if needs_input or needs_weight:
-            rstd = torch.rsqrt(widen(variance) + ctx.eps)
-        if needs_input:
-            scale = rstd if weight is None else rstd * weight
-            grad_input = (grad_output * _per_channel(scale, grad_output)).to(ctx.input_dtype)
-            grad_input = laid_out(grad_input, ctx.channels_last)
-        grad_bias, products, _ = _sums(grad_output, input, mean, needs_bias, needs_weight)
-        grad_weight = None if products is None else products * rstd
+        needs = ctx.needs_input_grad[:3]
+        gradients = _evaluation_gradients(grad_output, *ctx.saved_tensors, ctx.eps, needs)
+        grad_input, grad_weight, grad_bias = gradients
+        if grad_input is not None:
+            grad_input = laid_out(grad_input.to(ctx.input_dtype), ctx.channels_last)
         return grad_input, grad_weight, grad_bias, None, None, None
 
     @staticmethod
@@ -219,6 +213,27 @@ class _EvaluationBatchNorm(Function):
         if bias_tangent is not None:
             tangent = tangent + _per_channel(bias_tangent, input)
         return tangent.to(input.dtype)
+
+
+@fusible
+def _evaluation_gradients(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    variance: Any,
+    eps: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Return those gradients of input, weight and bias that ``needs`` asks for, in evaluation."""
+    needs_input, needs_weight, needs_bias = needs
+    grad_input = None
+    rstd: Any = torch.rsqrt(widen(variance) + eps) if needs_input or needs_weight else None
+    if needs_input:
+        scale = rstd if weight is None else rstd * weight
+        grad_input = grad_output * _per_channel(scale, grad_output)
+    grad_bias, products, _ = _sums(grad_output, input, mean, needs_bias, needs_weight)
+    return grad_input, None if products is None else products * rstd, grad_bias
 
 
 def fused_training(
