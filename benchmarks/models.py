@@ -92,6 +92,7 @@ def main() -> None:
     for case in CASES:
         if args.only and case.model not in args.only:
             continue
+        torch._dynamo.reset()  # it keeps few graphs for one function, here those of all models
         (ours, our_bytes), (theirs, their_bytes) = (
             side(case, layers, compiled=args.compile, bfloat16=args.bfloat16, fuse=args.fuse)
             for layers in (manual_ops.nn, torch.nn)
