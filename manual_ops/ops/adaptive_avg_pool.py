@@ -45,9 +45,12 @@ class _AdaptiveAvgPool2d(Function):
         if grad_output.numel() == 0:
             return grad_output.new_zeros(*grad_output.shape[:-2], *ctx.input_size), None
         wide = widen(grad_output)
-        columns = _spread(wide, -1, ctx.input_size[1])
-        grad_input = _spread(columns, -2, ctx.input_size[0]).to(grad_output.dtype)
-        return laid_out(grad_input, ctx.channels_last), None
+        height, width = ctx.input_size
+        if ctx.output_size == (1, 1):
+            grad_input = (wide / (height * width)).expand(*grad_output.shape[:-2], height, width)
+        else:
+            grad_input = _spread(_spread(wide, -1, width), -2, height)
+        return laid_out(grad_input.to(grad_output.dtype), ctx.channels_last), None
 
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor, _output_size: None) -> Tensor:
@@ -62,16 +65,17 @@ def _spread(grad: Tensor, dim: int, size: int) -> Tensor:
     first, after = _bounds(windows, size, grad.device)
     lengths = (after - first).to(grad.dtype)
     shares = grad / (lengths if dim == -1 else lengths[:, None])
-    # One window of zeros more, for the positions that lie in fewer windows than others. A product
-    # with a matrix of ones and zeros would turn an infinite gradient into NaN.
-    shares = torch.nn.functional.pad(shares, (0, 1) if dim == -1 else (0, 0, 0, 1))
+    # The windows that hold a position are neighbours: sums of one of them, of two, ... are few, and
+    # each position takes one. A product with a matrix of ones and zeros would turn an infinite
+    # gradient into NaN.
     first, after = _bounds(size, windows, grad.device)
-    covering = -(-windows // size) + 1  # windows that hold one position, at most
-    total = shares.index_select(dim, first)
-    for i in range(1, covering):
-        window = torch.where(first + i < after, first + i, windows)
-        total = total + shares.index_select(dim, window)
-    return total
+    sums = [shares]
+    for more in range(1, min(-(-windows // size) + 1, windows)):
+        count = windows - more
+        sums.append(sums[-1].narrow(dim, 0, count) + shares.narrow(dim, more, count))
+    others = after - first - 1
+    place = first + others * windows - others * (others - 1) // 2
+    return torch.cat(sums, dim).index_select(dim, place)
 
 
 def _bounds(parts: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
