@@ -13,7 +13,10 @@ from ._modes import forward_ad_active, may_overwrite
 
 
 def bind(
-    op: type[Function], expects: str, eager_forward: Callable[..., Any] | None = None
+    op: type[Function],
+    expects: str,
+    eager_forward: Callable[..., Any] | None = None,
+    bare_forward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable that runs ``op``, with the positional signature of ``op.forward``.
 
@@ -36,9 +39,12 @@ def bind(
         expects: What the arguments have to be; added to the message where they are not.
         eager_forward: The same function as ``op.forward`` by a fused kernel that torch.func
             cannot map or differentiate; used outside torch.func and Dynamo.
+        bare_forward: The same without what backward alone needs, None in its place; used where
+            nothing is to be differentiated.
     """
     forward = op.forward
     eager_forward = eager_forward or forward
+    bare_forward = bare_forward or eager_forward
     eager, transformed, traced = _eager(op, eager_forward), _transformed(op), _traced(op)
     names = _argument_names(op)
 
@@ -52,7 +58,7 @@ def bind(
                 return transformed.apply(*args)
             if _is_differentiated(args):
                 return eager.apply(*args)
-            return eager_forward(*args)
+            return bare_forward(*args)
         except _ARGUMENT_ERRORS as error:
             if isinstance(error, UnicodeDecodeError):  # a uint8 label, printed as a character
                 error = IndexError("Target is out of bounds.")

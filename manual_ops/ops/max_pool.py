@@ -146,6 +146,12 @@ def _by_columns(
     return reshaped(output, shape), distances.view(-1).gather(0, order.view(-1)).view(shape)
 
 
+def _without_distances(
+    input: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool
+) -> tuple[Tensor, None]:
+    return torch.max_pool2d(input, kernel, stride, padding, dilation, ceil_mode), None
+
+
 def _distances(
     input_shape: Sizes,
     counts: Sizes,
@@ -279,12 +285,12 @@ def _planes(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-_max_pool2d = bind(
-    _MaxPool2d,
+_EXPECTS = (
     "input (N, C, H, W) or (C, H, W), kernel_size, stride and dilation >= 1, "
-    "padding <= kernel_size / 2, and an output of at least 1 x 1",
-    _by_columns,
+    "padding <= kernel_size / 2, and an output of at least 1 x 1"
 )
+_max_pool2d_with_distances = bind(_MaxPool2d, _EXPECTS, _by_columns)
+_max_pool2d = bind(_MaxPool2d, _EXPECTS, _by_columns, _without_distances)
 
 
 def max_pool2d(
@@ -318,9 +324,8 @@ def max_pool2d(
     strides = kernel if stride is None else as_tuple(stride, 2) or kernel
     paddings = as_tuple(padding, 2)
     output: Tensor
-    output, distances = _max_pool2d(
-        input, kernel, strides, paddings, as_tuple(dilation, 2), ceil_mode
-    )
+    pool = _max_pool2d_with_distances if return_indices else _max_pool2d
+    output, distances = pool(input, kernel, strides, paddings, as_tuple(dilation, 2), ceil_mode)
     if return_indices:
         return output, _positions(distances, input.shape, strides, paddings)
     return output
