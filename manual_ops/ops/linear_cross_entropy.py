@@ -22,8 +22,8 @@ summed in forward, while the logits of a chunk are at hand; backward scales them
 graph is not kept. That saves the fourth product of matrices, which computing the logits again
 would cost. They are numbers without a history, good for a first derivative alone: wherever more is
 asked for (double backward, forward mode, torch.func, reduction none), the formulas above are
-evaluated from x, W and b, which are saved as well. So they are in half precision, where what is
-too small before the loss is scaled would be lost.
+evaluated from x, W and b, which are saved as well. So they are where the gradients are larger than
+the logits, and in half precision, where what is too small before the loss is scaled would be lost.
 Source: Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models (2024), section 4;
 gradients in forward: Hsu et al., Liger Kernel (2024), section 3.2.
 """
@@ -312,6 +312,7 @@ def linear_cross_entropy(
     in_forward = (
         reduction != "none"
         and widen(input_) is input_
+        and input_.numel() + weight_.numel() <= len(input_) * classes
         and not torch._C._are_functorch_transforms_active()
     )
     result = _linear_cross_entropy(
