@@ -51,7 +51,7 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
 # then for the two together.
 _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
     ("digits", "fashion-cnn"): {
-        "epochs": 30,
+        "epochs": 22,
         "batch_size": 64,
         "augment": True,
         "dropout": 0.3,
