@@ -313,7 +313,8 @@ def main() -> None:
                     torch.manual_seed(0)
                     table.add(measure(case, getattr(case, size)(), args.seconds))
             table.close()
-    write(args, f"python -m benchmarks.ops --size {args.size}{' --fuse' * args.fuse}", tables)
+    options = f"--size {args.size}{' --fuse' * args.fuse} --seconds {args.seconds:g}"
+    write(args, f"python -m benchmarks.ops {options}", tables)
 
 
 if __name__ == "__main__":

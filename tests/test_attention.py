@@ -51,6 +51,16 @@ def test_many_blocks_of_shared_heads_and_masks() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_mask_of_a_batch_that_the_query_broadcasts_to() -> None:
+    """Also in groups of heads, where the mask has the query's heads but not its batch."""
+    tensors = [t.requires_grad_() for t in leaves((1, 4, 3, 5), (2, 2, 6, 5), (2, 2, 6, 5))]
+    (mask,) = leaves((2, 4, 3, 6))
+    settings = {"attn_mask": mask, "enable_gqa": True}
+    found = gradients(functional.scaled_dot_product_attention, tensors, **settings)
+    expected = gradients(F.scaled_dot_product_attention, tensors, **settings)
+    torch.testing.assert_close(found, expected)
+
+
 def saved_bytes(function: Callable[[], Any]) -> int:
     storages = {}
 

@@ -478,8 +478,10 @@ def _check(
 def _broadcasts(
     attn_mask: Tensor, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
 ) -> bool:
-    own_batch = (query,) if enable_gqa else (query, key, value)
-    batch = _broadcast(*(tensor.shape[:-2] for tensor in own_batch))
+    if enable_gqa:  # of the query's heads
+        batch = (*_broadcast(*(t.shape[:-3] for t in (query, key, value))), *query.shape[-3:-2])
+    else:
+        batch = _broadcast(*(t.shape[:-2] for t in (query, key, value)))
     scores = (*batch, query.shape[-2], key.shape[-2])
     aligned = itertools.zip_longest(reversed(attn_mask.shape), reversed(scores), fillvalue=1)
     return all(size in (1, target) for size, target in aligned)
