@@ -1,8 +1,14 @@
 """What watches the arithmetic of a backward pass: higher orders, forward mode, Dynamo, vmap."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Table = TypeVar("Table")
 
 
 def may_overwrite(grad_output: Tensor) -> bool:
@@ -25,3 +31,23 @@ def may_overwrite(grad_output: Tensor) -> bool:
 def forward_ad_active() -> bool:
     """Whether a level of forward mode is open."""
     return forward_ad._current_level >= 0
+
+
+def kept(build: Callable[..., Table]) -> Callable[..., Table]:
+    """Keep the constant tensors that ``build`` makes of a few hashable arguments.
+
+    Not where they would be more than numbers: traced, mapped, faked or made in inference mode.
+    """
+    known = functools.lru_cache(maxsize=32)(build)
+
+    @functools.wraps(build)
+    def table(*args: object) -> Table:
+        watched = (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch.is_inference_mode_enabled()
+        )
+        return build(*args) if watched else known(*args)
+
+    return table

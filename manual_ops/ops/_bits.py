@@ -19,7 +19,8 @@ def stop(tangent: Tensor, where: Tensor, *, out: Tensor) -> Tensor:
         where: Same shape and dtype: +0, or any number that is not denormal, or NaN.
         out: Same shape and dtype; may be either of the two.
     """
-    torch.bitwise_left_shift(_bits(tangent), _bits(where), out=_bits(out))
+    bits = _bits(out)
+    torch.bitwise_left_shift(_bits(tangent), bits if where is out else _bits(where), out=bits)
     return out
 
 

@@ -23,6 +23,7 @@ outputs of the Function, and what reaches them as cotangents is passed on:
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,9 +66,9 @@ class Normalisation(Function):
         input: Tensor, shape: Groups, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = widen(input).reshape(shape)
-        variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
+        variance, mean = torch.var_mean(x, (-2, -1), correction=0)
         rstd = torch.rsqrt(variance + eps)
-        output = (x - mean) * rstd
+        output = (x - _of_groups(mean)) * _of_groups(rstd)
         if weight is not None:
             output = output * _of_channels(weight, shape)
         if bias is not None:
@@ -101,22 +102,22 @@ class Normalisation(Function):
         input, weight, mean, rstd = ctx.saved_tensors
         needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 2, 3)))
         grad_input = grad_weight = grad_bias = None
-        x: Any = None if input is None else input.reshape(ctx.shape)
-        g: Any = None if grad_output is None else grad_output.reshape(ctx.shape)
-        w = None if weight is None else _of_channels(weight, ctx.shape)
-        if g is not None and x is None:
-            grad_bias = widen(g).sum((0, -1))
-        elif g is not None:
-            # Compiled, sums over rows (of one position each) take longer than in eager code.
-            evaluate = _in_eager_code if ctx.shape.positions == 1 else _fusible
-            grad_input, grad_weight, grad_bias = evaluate(g, x, mean, rstd, w, needs)
-        if needs.input:
+        if grad_output is not None and input is None:
+            grad_bias = widen(grad_output.reshape(ctx.shape)).sum((0, -1))
+        elif grad_output is not None:
+            rows = ctx.shape.groups == ctx.shape.positions == 1 and may_overwrite(grad_output)
+            evaluate = _of_rows if rows else _of_groups_of_channels
+            grad_input, grad_weight, grad_bias = evaluate(
+                grad_output, input, mean, rstd, weight, ctx.shape, needs
+            )
+        if needs.input and not (grad_mean is None and grad_rstd is None):
+            x = input.reshape(ctx.shape)
             grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
-            if grad_input is not None:
-                grad_input = grad_input.to(input.dtype).reshape(input.shape)
-                grad_input = laid_out(grad_input, ctx.channels_last)
+        if grad_input is not None:
+            grad_input = _shaped(grad_input.to(input.dtype), input.shape)
+            grad_input = laid_out(grad_input, ctx.channels_last)
         grad_weight, grad_bias = (
-            None if t is None else t.reshape(ctx.parameter_shape) for t in (grad_weight, grad_bias)
+            None if t is None else _shaped(t, ctx.parameter_shape) for t in (grad_weight, grad_bias)
         )
         return grad_input, None, grad_weight, grad_bias, None
 
@@ -129,7 +130,8 @@ class Normalisation(Function):
         bias_tangent: Tensor | None,
         _eps: None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        input, weight, mean, rstd = ctx.saved_tensors
+        input, weight, *of_groups = ctx.saved_tensors
+        mean, rstd = map(_of_groups, of_groups)
         x = widen(input).reshape(ctx.shape)
         x_tangent = torch.zeros_like(x)
         if input_tangent is not None:
@@ -144,18 +146,23 @@ class Normalisation(Function):
             tangent = tangent + centred * rstd * _of_channels(weight_tangent, ctx.shape)
         if bias_tangent is not None:
             tangent = tangent + _of_channels(bias_tangent, ctx.shape)
-        return tangent.to(input.dtype).reshape(input.shape), mean_tangent, rstd_tangent
+        tangent = tangent.to(input.dtype).reshape(input.shape)
+        return tangent, mean_tangent[..., 0, 0], rstd_tangent[..., 0, 0]
 
 
-def statistics(mean: Tensor, rstd: Tensor, shape: Groups) -> tuple[Tensor, Tensor]:
-    """Return a fused kernel's mean and rstd in the shape that :class:`Normalisation` gives them."""
-    of_groups = (shape.samples, shape.groups, 1, 1)
-    return widen(mean).reshape(of_groups), widen(rstd).reshape(of_groups)
+def _of_groups(statistic: Tensor) -> Tensor:
+    """Let mean or rstd ``(samples, groups)`` broadcast over channels and positions."""
+    return statistic.reshape(*statistic.shape, 1, 1)
 
 
 def _of_channels(parameter: Tensor, shape: Groups) -> Tensor:
     """Let a parameter broadcast over samples and positions."""
     return parameter.reshape(shape.groups, shape.channels, 1)
+
+
+def _shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """``tensor.reshape(shape)``, for a small input cheaper where nothing is to be done."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def _through_statistics(
@@ -165,15 +172,57 @@ def _through_statistics(
     rstd: Tensor,
     grad_mean: Tensor | None,
     grad_rstd: Tensor | None,
-) -> Tensor | None:
+) -> Tensor:
     """Add what reaches mean and rstd themselves."""
     count = x.shape[-2] * x.shape[-1]
-    terms = [grad_input] if grad_input is not None else []
+    terms = [grad_input.reshape(x.shape)] if grad_input is not None else []
     if grad_rstd is not None:
-        terms.append((widen(x) - mean) * (-grad_rstd * rstd**3 / count))
+        slope = -grad_rstd * rstd**3 / count
+        terms.append((widen(x) - _of_groups(mean)) * _of_groups(slope))
     if grad_mean is not None:
-        terms.append((grad_mean / count).expand(x.shape))
-    return functools.reduce(torch.add, terms) if terms else None
+        terms.append(_of_groups(grad_mean / count).expand(x.shape))
+    return functools.reduce(torch.add, terms)
+
+
+def _of_groups_of_channels(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    shape: Groups,
+    needs: Needs,
+) -> Gradients:
+    """Compute Backward as it is written above."""
+    # Compiled, sums over rows (of one position each) take longer than in eager code.
+    evaluate = _in_eager_code if shape.positions == 1 else _fusible
+    w = None if weight is None else _of_channels(weight, shape)
+    gradients: Gradients = evaluate(
+        grad_output.reshape(shape),
+        input.reshape(shape),
+        _of_groups(mean),
+        _of_groups(rstd),
+        w,
+        needs,
+    )
+    return gradients
+
+
+def _of_rows(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    shape: Groups,
+    needs: Needs,
+) -> Gradients:
+    """Compute the same for one group of one position, in plain eager code."""
+    rows, w = (shape.samples, shape.channels), None
+    if weight is not None:
+        w = _shaped(weight, rows[1:])
+    g, x = _shaped(grad_output, rows), _shaped(input, rows)
+    return _by_blocks(_by_rows, g, x, mean, rstd, w, needs)
 
 
 def _gradients(
@@ -203,7 +252,8 @@ def _gradients(
     )
 
 
-def _gradients_by_blocks(
+def _by_blocks(
+    of_block: Callable[..., Gradients],
     g: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -212,7 +262,6 @@ def _gradients_by_blocks(
     needs: Needs,
 ) -> Gradients:
     """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
-    of_block = _by_values if x.shape[-1] == 1 else _by_channels
     length = block_length(x)
     if length >= len(x):
         return of_block(widen(g), widen(x), mean, rstd, weight, needs, None)
@@ -236,13 +285,13 @@ def _gradients_by_blocks(
 
 
 def _in_eager_code(g: Tensor, *args: Any) -> Gradients:
-    return _gradients_by_blocks(g, *args) if may_overwrite(g) else _gradients(g, *args)
+    return _by_blocks(_by_channels, g, *args) if may_overwrite(g) else _gradients(g, *args)
 
 
 _fusible = fusible(_gradients, _in_eager_code)
 
 
-def _by_values(
+def _by_rows(
     g: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -251,19 +300,21 @@ def _by_values(
     needs: Needs,
     out: Tensor | None,
 ) -> Gradients:
-    """One position: each value of a group has a weight of its own."""
-    normalised = torch.sub(x, mean, out=out).mul_(rstd)
+    """Of ``x (rows, values)``: each value of a group has a weight of its own."""
+    normalised = torch.sub(x, mean).mul_(rstd)
     product = g * normalised
     grad_weight = product.sum(0) if needs.weight else None
     grad_bias = g.sum(0) if needs.bias else None
     if not needs.input:
         return None, grad_weight, grad_bias
-    slope = (product if weight is None else product.mul_(weight)).sum(-2, keepdim=True)
-    weighted = g if weight is None else torch.mul(g, weight, out=product)
-    each = rstd / -x.shape[-2]
-    # Not addcmul(shift, normalised, slope): with two of three broadcast it takes 7 times as long.
-    normalised.mul_(slope.mul_(each)).add_(weighted.sum(-2, keepdim=True).mul_(each))
-    return normalised.addcmul_(weighted, rstd), grad_weight, grad_bias
+    each = -1 / max(x.shape[1], 1)
+    if weight is not None:
+        g, product = torch.mul(g, weight, out=out), product.mul_(weight)
+    total, slope = g.sum(1, keepdim=True), product.sum(1, keepdim=True)
+    # Not in one addcmul: with two of three broadcast it takes 7 times as long.
+    out = normalised if out is None else out
+    grad_input = torch.addcmul(g, normalised, slope, value=each, out=out)
+    return grad_input.add_(total, alpha=each).mul_(rstd), grad_weight, grad_bias
 
 
 def _by_channels(

@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._modes import kept
 from .._precision import widen
 
 
@@ -62,20 +63,28 @@ def _spread(grad: Tensor, dim: int, size: int) -> Tensor:
     windows = grad.shape[dim]
     if size % windows == 0:  # equal windows that do not overlap
         return (grad / (size // windows)).repeat_interleave(size // windows, dim)
-    first, after = _bounds(windows, size, grad.device)
-    lengths = (after - first).to(grad.dtype)
+    lengths, place = _lengths_and_places(windows, size, grad.dtype, grad.device)
     shares = grad / (lengths if dim == -1 else lengths[:, None])
     # The windows that hold a position are neighbours: sums of one of them, of two, ... are few, and
     # each position takes one. A product with a matrix of ones and zeros would turn an infinite
     # gradient into NaN.
-    first, after = _bounds(size, windows, grad.device)
     sums = [shares]
     for more in range(1, min(-(-windows // size) + 1, windows)):
         count = windows - more
         sums.append(sums[-1].narrow(dim, 0, count) + shares.narrow(dim, more, count))
-    others = after - first - 1
-    place = first + others * windows - others * (others - 1) // 2
     return torch.cat(sums, dim).index_select(dim, place)
+
+
+@kept
+def _lengths_and_places(
+    windows: int, size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the windows' lengths, and where each position's sum is among those of ``_spread``."""
+    first, after = _bounds(windows, size, device)
+    lengths = (after - first).to(dtype)
+    first, after = _bounds(size, windows, device)
+    others = after - first - 1
+    return lengths, first + others * windows - others * (others - 1) // 2
 
 
 def _bounds(parts: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class _Attention(Function):
                 enable_gqa=key.shape[1] != query.shape[1],
             )
         bias, attends = _additive(attn_mask)
-        p = _probabilities(query, key, bias, is_causal, scale)
+        p = _probabilities(widen(query) * scale, key, bias, is_causal)
         weights = _product(p, _dropout_factor(kept, dropout_p, p.dtype), attends)
         output = (weights @ widen(value)).to(query.dtype)
         return (output, weights.to(query.dtype)) if need_weights else output
@@ -135,13 +135,14 @@ class _Attention(Function):
         query, key, value, attn_mask, kept = ctx.saved_tensors
         dropout_p, is_causal, scale = ctx.settings
         bias, attends = _additive(attn_mask)
-        p = _probabilities(query, key, bias, is_causal, scale)
+        scaled = widen(query) * scale
+        p = _probabilities(scaled, key, bias, is_causal)
         factors = (_dropout_factor(kept, dropout_p, p.dtype), attends)
         scores_tangent: Any = 0 if mask_tangent is None else mask_tangent
         if query_tangent is not None:
             scores_tangent = scores_tangent + widen(query_tangent) * scale @ widen(key).mT
         if key_tangent is not None:
-            scores_tangent = scores_tangent + widen(query) * scale @ widen(key_tangent).mT
+            scores_tangent = scores_tangent + scaled @ widen(key_tangent).mT
         weights_tangent = _product(_times_jacobian(scores_tangent, p), *factors)
         output_tangent = weights_tangent @ widen(value)
         if value_tangent is not None:
@@ -175,24 +176,28 @@ def _gradients(
     query, key, value, bias, attends, kept, grad_output, grad_weights = widened
     dropout_p, is_causal, scale = settings
     needs_query, needs_key, needs_value, needs_mask = needs
-    p = _probabilities(query, key, bias, is_causal, scale, first_query, in_place=in_place)
+    scaled = query * scale
+    p = _probabilities(scaled, key, bias, is_causal, first_query, in_place=in_place)
+    times = torch.bmm if query.dim() == 3 else torch.matmul
     keep = _dropout_factor(kept, dropout_p, p.dtype)
     grad_query = grad_key = grad_value = grad_scores = None
     if grad_output is not None:
         grad_output = _product(grad_output, attends)
         if needs_value:
-            grad_value = _product(p, keep).mT @ grad_output
+            grad_value = times(_product(p, keep).mT, grad_output)
     if needs_query or needs_key or needs_mask:
         parts = []
         if grad_output is not None:
-            parts.append(grad_output @ value.mT)
+            parts.append(times(grad_output, value.mT))
         if grad_weights is not None:
             parts.append(_product(grad_weights, attends))
         into_scores = _product(sum(parts[1:], start=parts[0]), keep)
         out = into_scores if in_place and grad_output is not None else None
         grad_scores = _times_jacobian(into_scores, p, out=out)
-        grad_query = grad_scores @ key * scale if needs_query else None
-        grad_key = grad_scores.mT @ (query * scale) if needs_key else None
+        if needs_query:
+            grad_query = times(grad_scores, key)
+            grad_query = grad_query.mul_(scale) if in_place else grad_query * scale
+        grad_key = times(grad_scores.mT, scaled) if needs_key else None
     gradients = (grad_query, grad_key, grad_value, grad_scores if needs_mask else None)
     return [
         None if gradient is None else _summed_to(gradient, operand.shape)
@@ -208,7 +213,7 @@ def _gradients_by_blocks(
     _dropout_p, is_causal, _scale = settings
     blocks = list(_blocks(query, key, is_causal))
     if len(blocks) == 1:
-        return _gradients(operands, settings, needs, in_place=True)
+        return _gradients_of_one_block(operands, settings, needs)
     totals = [
         torch.zeros_like(widen(operand)) if needed else None
         for operand, needed in zip(operands, needs, strict=False)
@@ -226,6 +231,20 @@ def _gradients_by_blocks(
             if total is not None and gradient is not None:
                 _part(total, index).add_(gradient)
     return totals
+
+
+def _gradients_of_one_block(
+    operands: Operands, settings: Settings, needs: Sequence[bool]
+) -> Gradients:
+    query, key, value, *masks, _grad_output, grad_weights = operands
+    batch = query.shape[:2]
+    masked = any(operand is not None for operand in (*masks, grad_weights))
+    if masked or key.shape[:2] != batch or value.shape[:2] != batch:
+        return _gradients(operands, settings, needs, in_place=True)
+    # Samples and heads as one dim: a product is then one call of torch's, not six.
+    flat = [None if operand is None else operand.flatten(0, 1) for operand in operands]
+    gradients = _gradients(flat, settings, needs, in_place=True)
+    return [None if found is None else found.unflatten(0, batch) for found in gradients]
 
 
 def _blocks(query: Tensor, key: Tensor, is_causal: bool) -> Iterator[tuple[slice, ...]]:
@@ -267,16 +286,16 @@ def _additive(attn_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _probabilities(
-    query: Tensor,
+    scaled_query: Tensor,
     key: Tensor,
     bias: Tensor | None,
     is_causal: bool,
-    scale: float,
     first_query: int = 0,
     *,
     in_place: bool = False,
 ) -> Tensor:
-    scores = (widen(query) * scale) @ widen(key).mT
+    times = torch.bmm if scaled_query.dim() == 3 else torch.matmul
+    scores = times(scaled_query, widen(key).mT)
     if is_causal:
         forbidden = torch.full(
             scores.shape[-2:], -math.inf, dtype=scores.dtype, device=scores.device

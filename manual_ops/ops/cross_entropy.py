@@ -35,7 +35,7 @@ from .._modes import may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 from ._refusal import no_tensor
-from .nll_loss import EXPECTS, class_dim, divisor_of_mean, sample_factors
+from .nll_loss import EXPECTS, class_dim, common_factor, divisor_of_mean, sample_factors
 
 
 def index_losses(
@@ -89,6 +89,11 @@ def index_slope(
     return slope
 
 
+def common_slope(p: Tensor, dim: int, target: Tensor, factor: float) -> Tensor:
+    """The same in ``p``, without smoothing, where ``common_factor`` is a number."""
+    return p.scatter_(dim, target.long().unsqueeze(dim), -1, reduce="add").mul_(factor)
+
+
 def _index_slope(
     grad_output: Tensor,
     input: Tensor,
@@ -102,8 +107,12 @@ def _index_slope(
     if 0 in input.shape:  # no class, and no place for the index that stands for ignored
         return torch.zeros_like(input)
     dim = class_dim(input)
-    factors = sample_factors(widen(grad_output), target, weight, ignore_index, reduction)
     p = torch.softmax(widen(input), dim)
+    settings = target, weight, ignore_index, reduction
+    factor = None if smoothing else common_factor(grad_output, *settings)
+    if factor is not None:
+        return common_slope(p, dim, target, factor).to(input.dtype)
+    factors = sample_factors(widen(grad_output), *settings)
     inplace = may_overwrite(grad_output)
     return index_slope(p, dim, factors, weight, smoothing, inplace=inplace).to(input.dtype)
 

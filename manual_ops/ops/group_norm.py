@@ -24,7 +24,7 @@ from torch import Tensor
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation, statistics
+from ._normalisation import Groups, Normalisation
 from ._refusal import no_tensor
 
 
@@ -43,7 +43,7 @@ def _fused(
     output, mean, rstd = torch.native_group_norm(
         input, weight, bias, samples, groups * channels, positions, groups, eps
     )
-    return output, *statistics(mean, rstd, shape)
+    return output, widen(mean), widen(rstd)
 
 
 _group_norm = bind(

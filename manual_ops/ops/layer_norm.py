@@ -26,7 +26,7 @@ from torch import Tensor
 from .._apply import bind
 from .._layout import reshaped
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation, statistics
+from ._normalisation import Groups, Normalisation
 from ._refusal import no_tensor
 
 
@@ -36,10 +36,13 @@ def _fused(
     """``Normalisation.forward`` by ATen's kernel, whose own derivatives are not used."""
     if input.device.type == "cpu":  # then it keeps the statistics in float32
         weight, bias = (None if t is None else widen(t) for t in (weight, bias))
-    rows = input.reshape(shape.samples, shape.channels)
-    weight, bias = (None if t is None else t.reshape(-1) for t in (weight, bias))
+    in_rows = (shape.samples, shape.channels)
+    rows = input if input.shape == in_rows else input.reshape(in_rows)
+    weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
     output, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], weight, bias, eps)
-    return reshaped(output, input.shape), *statistics(mean, rstd, shape)
+    if rows is not input:
+        output = reshaped(output, input.shape)
+    return output, widen(mean), widen(rstd)
 
 
 _layer_norm = bind(

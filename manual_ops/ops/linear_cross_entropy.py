@@ -40,9 +40,9 @@ from .._blocks import block_length
 from .._modes import may_overwrite
 from .._precision import autocasts, lower_precision, widen
 from ._loss import refuse_grad, resolve_reduction
-from .cross_entropy import cross_entropy, index_losses, index_slope
+from .cross_entropy import common_slope, cross_entropy, index_losses, index_slope
 from .linear import linear
-from .nll_loss import divisor_of_mean, sample_factors
+from .nll_loss import common_factor, divisor_of_mean, sample_factors
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -82,7 +82,7 @@ class _LinearCrossEntropy(Function):
                 gradients.add(index_slope(p, 1, factors, weight, smoothing, inplace=True), x)
                 del p
             del logits, log_p  # or they would be held while the next chunk is computed
-        loss = torch.cat(losses)
+        loss = _joined(losses)
         if reduction != "none":
             loss = loss.sum()
         if reduction == "mean":
@@ -167,13 +167,19 @@ def _recomputed(ctx: Any, grad_output: Tensor, saved: Sequence[Any]) -> list[Ten
     input, linear_weight, _ = mapped
     ignore_index, reduction, smoothing = ctx.settings
     plain = may_overwrite(grad_output)
-    factors = sample_factors(widen(grad_output), target, weight, ignore_index, reduction)
+    sampling = target, weight, ignore_index, reduction
+    factor = None if smoothing else common_factor(grad_output, *sampling)
+    factors = [] if factor is not None else sample_factors(widen(grad_output), *sampling)
     gradients = _Gradients(linear_weight, ctx.needs_input_grad[:3])
     for chunk in _chunks(input, ctx.rows if plain else len(input)):
         p = _by_rows(torch.softmax, _logits(input[chunk], *mapped[1:]), inplace=plain)
-        parts = [factor[chunk] for factor in factors]
-        gradients.add(index_slope(p, 1, parts, weight, smoothing, inplace=plain), input[chunk])
-        del p  # or it would be held while the next chunk is computed
+        if factor is not None:
+            slope = common_slope(p, 1, target[chunk], factor)
+        else:
+            parts = [each[chunk] for each in factors]
+            slope = index_slope(p, 1, parts, weight, smoothing, inplace=plain)
+        gradients.add(slope, input[chunk])
+        del p, slope  # or it would be held while the next chunk is computed
     return [
         None if gradient is None else gradient.to(tensor.dtype)
         for gradient, tensor in zip(gradients.totals(), mapped, strict=True)
@@ -212,7 +218,11 @@ class _Gradients:
 
     def totals(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Those wanted; None for the others."""
-        return torch.cat(self.input) if self.input else None, self.weight, self.bias
+        return _joined(self.input) if self.input else None, self.weight, self.bias
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _logits(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -221,9 +231,9 @@ def _logits(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _by_rows(function: Callable[..., Tensor], logits: Tensor, *, inplace: bool) -> Tensor:
     """Apply softmax or log_softmax to each row; in place a block of rows after another."""
-    if not inplace:
+    if not inplace or (length := block_length(logits)) >= len(logits):
         return function(logits, 1)
-    for block in logits.split(block_length(logits)):
+    for block in logits.split(length):
         block.copy_(function(block, 1))
     return logits
 

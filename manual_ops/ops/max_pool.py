@@ -21,7 +21,6 @@ which one is first changes.
 Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 9.3; LeCun et al. (1998).
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from torch.nn.functional import pad
 
 from .._apply import bind
 from .._layout import is_channels_last, reshaped
-from .._modes import may_overwrite
+from .._modes import kept, may_overwrite
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
@@ -204,16 +203,10 @@ def _first(
     like: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes, dtype: torch.dtype
 ) -> Tensor:
     """Return f, ``(H_out, W_out)``: negative where a window starts in the padding."""
-    watched = (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.is_inference_mode_enabled()
-    )
-    build = _first_of if watched else _known_first_of
-    return build(like.shape[-2:], input_shape[-1], stride, padding, dtype, like.device)
+    return _first_of(like.shape[-2:], input_shape[-1], stride, padding, dtype, like.device)
 
 
+@kept
 def _first_of(
     counts: Sizes,
     width: int,
@@ -224,9 +217,6 @@ def _first_of(
 ) -> Tensor:
     rows, columns = _starts(counts, stride, padding, device)
     return (rows.unsqueeze(-1) * width + columns).to(dtype)
-
-
-_known_first_of = functools.lru_cache(maxsize=32)(_first_of)
 
 
 def _starts(
