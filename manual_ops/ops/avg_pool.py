@@ -79,13 +79,11 @@ def _spread(
             for args in zip(sizes, outputs, kernel, stride, padding, strict=True)
         )
         shares = grad_output / (rows[:, None] * columns)
-    side_by_side = kernel == stride and sizes == tuple(
-        u * k for u, k in zip(outputs, kernel, strict=True)
-    )
+    covered = [(u - 1) * s + k for u, s, k in zip(outputs, stride, kernel, strict=True)]
+    side_by_side = kernel == stride and padding == (0, 0) and covered == list(sizes)
     if side_by_side and not is_channels_last(grad_output):  # each share goes to k positions alone
         return shares.repeat_interleave(kernel[1], -1).repeat_interleave(kernel[0], -2)
     ones = grad_output.new_ones(input_shape[-3], 1, *kernel)
-    covered = [(u - 1) * s + k for u, s, k in zip(outputs, stride, kernel, strict=True)]
     left_over = [q + 2 * p - c for q, p, c in zip(sizes, padding, covered, strict=True)]
     if min(left_over) >= 0:
         return torch.conv_transpose2d(
