@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from tests.properties.strategies import booleans, integers, lists, sampled_from, sets
 from tests.properties.tensors import (
     Made,
     float_dtypes,
@@ -46,24 +47,24 @@ class _Tensors:
             "layout": self.draw(layouts),
         } | changed
         floating = settings["dtype"].is_floating_point
-        requires_grad = floating and (self.draw(st.integers(0, 3)) > 0 if grad is None else grad)
+        requires_grad = floating and (self.draw(integers(0, 3)) > 0 if grad is None else grad)
         return Made(shape, requires_grad=requires_grad, **settings)
 
     def maybe(self, *shape: int, **changed: Any) -> Made | None:
         """The same, or None."""
-        return self(*shape, **changed) if self.draw(st.booleans()) else None
+        return self(*shape, **changed) if self.draw(booleans()) else None
 
 
 def _sizes(draw: Draw, low: int, high: int) -> tuple[int, ...]:
-    return tuple(draw(st.lists(sizes, min_size=low, max_size=high)))
+    return tuple(draw(lists(sizes, min_size=low, max_size=high)))
 
 
 def _options(draw: Draw, options: Options) -> Arguments:
     """Draw some of the keywords; those left out have their defaults."""
     if not options:
         return {}
-    names = draw(st.sets(st.sampled_from(sorted(options)), max_size=len(options)))
-    return {name: draw(st.sampled_from(options[name])) for name in sorted(names)}
+    names = draw(sets(sampled_from(sorted(options)), max_size=len(options)))
+    return {name: draw(sampled_from(options[name])) for name in sorted(names)}
 
 
 def _elementwise(draw: Draw) -> Arguments:
@@ -72,7 +73,7 @@ def _elementwise(draw: Draw) -> Arguments:
 
 def _over_dim(draw: Draw) -> Arguments:
     shape = _sizes(draw, 0, 4)
-    dim = draw(st.integers(-max(len(shape), 1), max(len(shape) - 1, 0)))
+    dim = draw(integers(-max(len(shape), 1), max(len(shape) - 1, 0)))
     return {"input": _Tensors(draw)(*shape), "dim": dim}
 
 
@@ -81,32 +82,32 @@ def _linear(draw: Draw) -> Arguments:
     i, o = draw(sizes), draw(sizes)
     return {
         "input": made(*_sizes(draw, 0, 2), i),
-        "weight": made(*draw(st.sampled_from(((o, i),) * 5 + ((i,),)))),
+        "weight": made(*draw(sampled_from(((o, i),) * 5 + ((i,),)))),
         "bias": made.maybe(o),
     }
 
 
 def _labels(made: _Tensors, *shape: int, classes: int) -> Made:
     """Class indices, one call in four with some that are no class, or ignored."""
-    odd = made.draw(st.sampled_from((None,) * 6 + (-1, 255, -100, 2, classes)))
-    dtype = made.draw(st.sampled_from((torch.int64,) * 6 + (torch.uint8, torch.int32)))
+    odd = made.draw(sampled_from((None,) * 6 + (-1, 255, -100, 2, classes)))
+    dtype = made.draw(sampled_from((torch.int64,) * 6 + (torch.uint8, torch.int32)))
     return made(*shape, values="labels", classes=classes, odd=odd, dtype=dtype)
 
 
 def _class_loss(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    classes = draw(st.sampled_from((3, 10, 1, 2, 0)))
+    classes = draw(sampled_from((3, 10, 1, 2, 0)))
     batch = _sizes(draw, 0, 3)
     return {
         "input": made(*batch[:1], classes, *batch[1:]),
         "target": _labels(made, *batch, classes=classes),
-        "weight": made.maybe(classes, grad=draw(st.integers(0, 9)) == 0),
+        "weight": made.maybe(classes, grad=draw(integers(0, 9)) == 0),
     }
 
 
 def _cross_entropy(draw: Draw) -> Arguments:
     arguments = _class_loss(draw)
-    if draw(st.integers(0, 3)) == 0:
+    if draw(integers(0, 3)) == 0:
         input = arguments["input"]
         arguments["target"] = _Tensors(draw)(*input.shape, dtype=input.dtype, values="probability")
     return arguments
@@ -114,17 +115,17 @@ def _cross_entropy(draw: Draw) -> Arguments:
 
 def _linear_cross_entropy(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    classes, features = draw(st.sampled_from((3, 10, 1, 2, 0))), draw(sizes)
-    batch = _sizes(draw, 0, 1) if draw(st.booleans()) else (draw(sizes),)
-    trailing = draw(st.sampled_from(((),) * 5 + ((2,),)))
+    classes, features = draw(sampled_from((3, 10, 1, 2, 0))), draw(sizes)
+    batch = _sizes(draw, 0, 1) if draw(booleans()) else (draw(sizes),)
+    trailing = draw(sampled_from(((),) * 5 + ((2,),)))
     arguments = {
         "input": made(*batch, features),
         "linear_weight": made(classes, *trailing, features),
         "target": _labels(made, *batch, *trailing, classes=classes),
         "linear_bias": made.maybe(classes, *trailing),
-        "weight": made.maybe(classes, grad=draw(st.integers(0, 9)) == 0),
+        "weight": made.maybe(classes, grad=draw(integers(0, 9)) == 0),
     }
-    if draw(st.integers(0, 5)) == 0:
+    if draw(integers(0, 5)) == 0:
         arguments["target"] = made(*batch, classes, *trailing, values="probability")
     return arguments
 
@@ -132,18 +133,18 @@ def _linear_cross_entropy(draw: Draw) -> Arguments:
 def _pointwise_loss(values: str | None, *weights: str) -> Callable[[Draw], Arguments]:
     def arguments(draw: Draw) -> Arguments:
         made = _Tensors(draw)
-        if values and draw(st.integers(0, 3)):
+        if values and draw(integers(0, 3)):
             made.values = values
         shape = _sizes(draw, 0, 3)
         broadcast = [shape, shape, shape[1:], tuple(1 for _ in shape)]
-        rarely = {"grad": draw(st.integers(0, 9)) == 0}
+        rarely = {"grad": draw(integers(0, 9)) == 0}
         return {
             "input": made(*shape),
             "target": made(*shape),
         } | {
-            name: made(*draw(st.sampled_from(broadcast)), **rarely)
+            name: made(*draw(sampled_from(broadcast)), **rarely)
             for name in weights
-            if draw(st.booleans())
+            if draw(booleans())
         }
 
     return arguments
@@ -153,24 +154,24 @@ def _batch_norm(draw: Draw) -> Arguments:
     made = _Tensors(draw)
     channels = draw(sizes)
     never = {"grad": False}
-    tracked = draw(st.integers(0, 3)) > 0
+    tracked = draw(integers(0, 3)) > 0
     return {
         "input": made(draw(sizes), channels, *_sizes(draw, 0, 2)),
         "running_mean": made(channels, **never) if tracked else None,
         "running_var": made(channels, values="unit", **never) if tracked else None,
         "weight": made.maybe(channels),
         "bias": made.maybe(channels),
-        "training": draw(st.booleans()),
+        "training": draw(booleans()),
     }
 
 
 def _convolution(dims: int, draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    groups = draw(sampled_from((1, 1, 1, 2, 3)))
     channels, outputs = draw(sizes), draw(sizes)
-    kernel = tuple(draw(st.integers(1, 3)) for _ in range(dims))
-    image = tuple(draw(st.integers(2, 6)) for _ in range(dims))
-    batch = (draw(sizes),) if draw(st.integers(0, 4)) else ()
+    kernel = tuple(draw(integers(1, 3)) for _ in range(dims))
+    image = tuple(draw(integers(2, 6)) for _ in range(dims))
+    batch = (draw(sizes),) if draw(integers(0, 4)) else ()
     return {
         "input": made(*batch, channels * groups, *image),
         "weight": made(outputs * groups, channels, *kernel),
@@ -181,12 +182,12 @@ def _convolution(dims: int, draw: Draw) -> Arguments:
 
 def _batch_norm_relu_conv(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    groups = draw(st.sampled_from((1, 1, 1, 2)))
+    groups = draw(sampled_from((1, 1, 1, 2)))
     channels = draw(sizes) * groups
-    kernel = tuple(draw(st.integers(1, 3)) for _ in range(2))
-    image = tuple(draw(st.integers(2, 6)) for _ in range(2))
+    kernel = tuple(draw(integers(1, 3)) for _ in range(2))
+    image = tuple(draw(integers(2, 6)) for _ in range(2))
     never = {"grad": False}
-    tracked = draw(st.integers(0, 3)) > 0
+    tracked = draw(integers(0, 3)) > 0
     batch = draw(sizes)
     return {
         "input": made(batch, channels, *image),
@@ -197,25 +198,25 @@ def _batch_norm_relu_conv(draw: Draw) -> Arguments:
         "conv_weight": made(draw(sizes) * groups, channels // groups, *kernel),
         "conv_bias": None,
         "residual": made.maybe(batch, channels, *image),
-        "training": draw(st.booleans()),
+        "training": draw(booleans()),
         "groups": groups,
     }
 
 
 def _pooling(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    batch = (draw(sizes),) if draw(st.integers(0, 4)) else ()
-    image = draw(st.integers(2, 6)), draw(st.integers(2, 6))
+    batch = (draw(sizes),) if draw(integers(0, 4)) else ()
+    image = draw(integers(2, 6)), draw(integers(2, 6))
     return {
         "input": made(*batch, draw(sizes), *image),
-        "kernel_size": draw(st.sampled_from((2, 3, 1, (2, 1), (1, 3), [2, 2], (2,)))),
+        "kernel_size": draw(sampled_from((2, 3, 1, (2, 1), (1, 3), [2, 2], (2,)))),
     }
 
 
 def _adaptive_pooling(draw: Draw) -> Arguments:
     sizes_ = (1, 2, 3, 5, (2, 1), (None, 4), (3, None), [2, 2], (6, 7), (0, 2), 0)
     arguments = _pooling(draw)
-    arguments["output_size"] = draw(st.sampled_from(sizes_))
+    arguments["output_size"] = draw(sampled_from(sizes_))
     del arguments["kernel_size"]
     return arguments
 
@@ -225,7 +226,7 @@ def _layer_norm(draw: Draw) -> Arguments:
     shape = _sizes(draw, 1, 2)
     return {
         "input": made(*_sizes(draw, 0, 2), *shape),
-        "normalized_shape": draw(st.sampled_from((shape, list(shape), torch.Size(shape)))),
+        "normalized_shape": draw(sampled_from((shape, list(shape), torch.Size(shape)))),
         "weight": made.maybe(*shape),
         "bias": made.maybe(*shape),
     }
@@ -233,7 +234,7 @@ def _layer_norm(draw: Draw) -> Arguments:
 
 def _group_norm(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    groups = draw(st.sampled_from((1, 2, 3)))
+    groups = draw(sampled_from((1, 2, 3)))
     channels = draw(sizes) * groups
     return {
         "input": made(draw(sizes), channels, *_sizes(draw, 0, 2)),
@@ -245,7 +246,7 @@ def _group_norm(draw: Draw) -> Arguments:
 
 def _embedding(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    rows = draw(st.sampled_from((5, 10, 1, 2, 0)))
+    rows = draw(sampled_from((5, 10, 1, 2, 0)))
     return {
         "input": _labels(made, *_sizes(draw, 0, 3), classes=rows),
         "weight": made(rows, draw(sizes)),
@@ -255,20 +256,20 @@ def _embedding(draw: Draw) -> Arguments:
 def _attention(draw: Draw) -> Arguments:
     made = _Tensors(draw)
     queries, keys, features, width = (draw(sizes) for _ in range(4))
-    if draw(st.booleans()):
+    if draw(booleans()):
         width = features
     batch = _sizes(draw, 0, 2)
     query_batch = batch
     options: Arguments = {}
-    if len(batch) > 1 and draw(st.integers(0, 3)) == 0:
+    if len(batch) > 1 and draw(integers(0, 3)) == 0:
         query_batch = (*batch[:-1], batch[-1] * 2)
         options["enable_gqa"] = True
-    elif batch and draw(st.integers(0, 5)) == 0:
+    elif batch and draw(integers(0, 5)) == 0:
         query_batch = (1, *batch[1:])
-    mask = draw(st.sampled_from((None, None, "float", "bool")))
+    mask = draw(sampled_from((None, None, "float", "bool")))
     if mask:
-        lead = draw(st.sampled_from(((), query_batch, tuple(1 for _ in query_batch))))
-        shape = (*lead, draw(st.sampled_from((queries, queries, 1))), keys)
+        lead = draw(sampled_from(((), query_batch, tuple(1 for _ in query_batch))))
+        shape = (*lead, draw(sampled_from((queries, queries, 1))), keys)
         kind = {} if mask == "float" else {"dtype": torch.bool, "values": "mask"}
         options["attn_mask"] = made(*shape, **kind)
     return {
@@ -280,13 +281,13 @@ def _attention(draw: Draw) -> Arguments:
 
 def _multi_head_attention(draw: Draw) -> Arguments:
     made = _Tensors(draw)
-    heads, head_size = draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3)))
+    heads, head_size = draw(sampled_from((1, 2, 3))), draw(sampled_from((1, 2, 3)))
     e = heads * head_size
     length, keys = draw(sizes), draw(sizes)
-    batch = (draw(sizes),) if draw(st.integers(0, 3)) else ()
-    separate = draw(st.integers(0, 3)) == 0
+    batch = (draw(sizes),) if draw(integers(0, 3)) else ()
+    separate = draw(integers(0, 3)) == 0
     e_key, e_value = (draw(sizes), draw(sizes)) if separate else (e, e)
-    more = draw(st.integers(0, 3)) == 0
+    more = draw(integers(0, 3)) == 0
     arguments: Arguments = {
         "query": made(length, *batch, e),
         "key": made(keys, *batch, e_key),
@@ -297,8 +298,8 @@ def _multi_head_attention(draw: Draw) -> Arguments:
         "in_proj_bias": made.maybe(3 * e),
         "bias_k": made(1, 1, e) if more else None,
         "bias_v": made(1, 1, e) if more else None,
-        "add_zero_attn": draw(st.booleans()),
-        "dropout_p": draw(st.sampled_from((0.0, 0.0, 0.5, 1.0))),
+        "add_zero_attn": draw(booleans()),
+        "dropout_p": draw(sampled_from((0.0, 0.0, 0.5, 1.0))),
         "out_proj_weight": made(e, e),
         "out_proj_bias": made.maybe(e),
     }
@@ -309,15 +310,15 @@ def _multi_head_attention(draw: Draw) -> Arguments:
             "k_proj_weight": made(e, e_key),
             "v_proj_weight": made(e, e_value),
         }
-    kind = {"dtype": torch.bool, "values": "mask"} if draw(st.booleans()) else {"grad": False}
-    if draw(st.integers(0, 2)) == 0:
+    kind = {"dtype": torch.bool, "values": "mask"} if draw(booleans()) else {"grad": False}
+    if draw(integers(0, 2)) == 0:
         many = ((len(batch) and batch[0]) or 1) * heads
-        lead = draw(st.sampled_from(((), (many,))))
+        lead = draw(sampled_from(((), (many,))))
         arguments["attn_mask"] = made(*lead, length, keys, **kind)
-        arguments["is_causal"] = draw(st.booleans())
-    if draw(st.integers(0, 2)) == 0:
+        arguments["is_causal"] = draw(booleans())
+    if draw(integers(0, 2)) == 0:
         arguments["key_padding_mask"] = made(*batch, keys, **kind)
-    if draw(st.integers(0, 9)) == 0:
+    if draw(integers(0, 9)) == 0:
         many = ((len(batch) and batch[0]) or 1) * heads
         arguments["static_k"] = made(many, keys, head_size)
         arguments["static_v"] = made(many, keys, head_size)
@@ -455,9 +456,9 @@ def _can_be_wrong(name: str, value: Any) -> bool:
 @st.composite
 def _calls(draw: Draw, arguments: Callable[[Draw], Arguments], options: Options) -> Arguments:
     call = arguments(draw) | _options(draw, options)
-    if draw(st.integers(0, 2)) == 0:  # one mistake: of two, which is reported is a matter of taste
-        name = draw(st.sampled_from([k for k, v in call.items() if _can_be_wrong(k, v)]))
-        wrong = st.sampled_from(_WRONG[name]) if name in _WRONG else mistakes(call[name])
+    if draw(integers(0, 2)) == 0:  # one mistake: of two, which is reported is a matter of taste
+        name = draw(sampled_from([k for k, v in call.items() if _can_be_wrong(k, v)]))
+        wrong = sampled_from(_WRONG[name]) if name in _WRONG else mistakes(call[name])
         call[name] = draw(wrong)
     return call
 

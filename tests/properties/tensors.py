@@ -8,6 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Generator, Tensor, inf, nan
 
+from tests.properties.strategies import integers, sampled_from
+
 # Of every dtype, for what is not finite there, or not distinct, becomes a special value itself.
 EXTREMES = torch.tensor(
     [nan, -nan, inf, -inf, 0.0, -0.0, 1.0, -3.0, 3.0, 6.0, 1e-30, -100.0, 1e4, -1e30, 1e30],
@@ -115,29 +117,29 @@ def _laid_out(draw: Callable[..., Tensor], shape: tuple[int, ...], layout: str) 
     return draw(*shape)
 
 
-seeds = st.integers(0, 2**16)
-layouts = st.sampled_from(("contiguous",) * 6 + LAYOUTS)
-float_dtypes = st.sampled_from(
+seeds = integers(0, 2**16)
+layouts = sampled_from(("contiguous",) * 6 + LAYOUTS)
+float_dtypes = sampled_from(
     (torch.float32,) * 5 + (torch.float64,) * 2 + (torch.bfloat16, torch.float16)
 )
-other_dtypes = st.sampled_from(
+other_dtypes = sampled_from(
     (torch.int64, torch.float64, torch.float16, torch.int32, torch.uint8, torch.bool)
 )
-values = st.sampled_from(("normal",) * 4 + ("grid", "extreme", "huge", "zero"))
-sizes = st.sampled_from((2, 3, 1, 4, 2, 3, 5, 0))
+values = sampled_from(("normal",) * 4 + ("grid", "extreme", "huge", "zero"))
+sizes = sampled_from((2, 3, 1, 4, 2, 3, 5, 0))
 
 
 @st.composite
 def shape_mistakes(draw: st.DrawFn, made: Made) -> Made:
     """Another number of dims, or another size of one."""
     shape = list(made.shape)
-    kind = draw(st.sampled_from(("size", "more", "fewer", "scalar", "vector")))
+    kind = draw(sampled_from(("size", "more", "fewer", "scalar", "vector")))
     if kind == "size" and shape:
-        shape[draw(st.integers(0, len(shape) - 1))] = draw(sizes)
+        shape[draw(integers(0, len(shape) - 1))] = draw(sizes)
     elif kind == "more":
-        shape.insert(draw(st.integers(0, len(shape))), draw(sizes))
+        shape.insert(draw(integers(0, len(shape))), draw(sizes))
     elif kind == "fewer" and shape:
-        del shape[draw(st.integers(0, len(shape) - 1))]
+        del shape[draw(integers(0, len(shape) - 1))]
     elif kind == "scalar":
         shape = []
     else:
@@ -148,7 +150,7 @@ def shape_mistakes(draw: st.DrawFn, made: Made) -> Made:
 @st.composite
 def mistakes(draw: st.DrawFn, argument: Made) -> Any:
     """What somebody might pass instead of ``argument`` by mistake; sometimes it still fits."""
-    kind = draw(st.sampled_from(("shape", "shape", "shape", "dtype", "dtype", "device", "type")))
+    kind = draw(sampled_from(("shape", "shape", "shape", "dtype", "dtype", "device", "type")))
     if kind == "shape":
         return draw(shape_mistakes(argument))
     if kind == "dtype":
@@ -157,4 +159,4 @@ def mistakes(draw: st.DrawFn, argument: Made) -> Any:
         return replace(argument, dtype=dtype, requires_grad=may_require_grad)
     if kind == "device":
         return replace(argument, device="meta")
-    return draw(st.sampled_from(([1.0], None, 2.0)))
+    return draw(sampled_from(([1.0], None, 2.0)))
