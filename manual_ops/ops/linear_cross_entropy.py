@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
 
 # Logits in a chunk where the affine map is small: enough for efficient products of matrices.
-_CPU_CHUNK, _DEVICE_CHUNK = 2**20, 2**26
+_CPU_CHUNK, _DEVICE_CHUNK = 2**22, 2**26
 
 
 class _LinearCrossEntropy(Function):
