@@ -23,22 +23,21 @@ from manual_ops import functional as F
 from manual_ops import nn
 from manual_ops.check import check
 
-Op = Callable[[Tensor], Tensor]
+Op = Callable[[Tensor], Any]
 
-FLOAT = {"dtype": torch.float64}
 ROWS, IMAGE, SEQUENCE = (8, 8), (1, 1, 8, 8), (1, 2, 8, 4)
 CONSTANTS = torch.Generator().manual_seed(-1)
 
 
 def _normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=CONSTANTS, **FLOAT)
+    return torch.randn(*shape, generator=CONSTANTS, dtype=torch.float64)
 
 
 LABELS = torch.arange(8)
 TARGET = _normal(*ROWS).sigmoid()
 KEYS = _normal(8, 2, 4)
 FUSED_KERNEL = _normal(3, 1, 3, 3)
-MULTI_HEAD = nn.MultiheadAttention(4, 2, **FLOAT).requires_grad_(False)
+MULTI_HEAD = nn.MultiheadAttention(4, 2, dtype=torch.float64).requires_grad_(False)
 
 
 # Shape of the input whose gradient is wrong, 64 elements, and the op as a function of it.
@@ -97,7 +96,7 @@ class _OneWrong(Function):
     def forward(ctx: Any, input: Tensor, op: Op, index: int) -> Tensor:
         with torch.enable_grad():
             leaf = input.detach().requires_grad_()
-            output = op(leaf)
+            output: Tensor = op(leaf)
         ctx.kept = leaf, output, index
         return output.detach()
 
@@ -123,7 +122,7 @@ def draw(name: str, trial: int) -> tuple[Tensor, Op]:
     """Return an input of 64 elements, and the op."""
     shape, op = OPS[name]
     generator = torch.Generator().manual_seed(trial)
-    return torch.randn(shape, generator=generator, **FLOAT).requires_grad_(), op
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(), op
 
 
 def ours(op: Op, input: Tensor) -> bool:
@@ -134,7 +133,7 @@ def ours(op: Op, input: Tensor) -> bool:
 def torchs(op: Op, input: Tensor, fast: bool) -> bool:
     """Whether ``gradcheck`` accepts the op, which must draw the same random numbers again."""
 
-    def seeded(input: Tensor) -> Tensor:
+    def seeded(input: Tensor) -> Any:
         torch.default_generator.manual_seed(0)
         return op(input)
 

@@ -43,13 +43,15 @@ def measure(case: Case, seconds: float) -> tuple[float, float]:
     """Return the time of ours and of the literal formula, over ATen's."""
     dims = len(case.weight) - 2
     none = [0] * dims
-    geometry = tuple((n,) * dims for n in (case.stride, case.padding, 1))
+    stride, padding, dilation = ((n,) * dims for n in (case.stride, case.padding, 1))
+    geometry = stride, padding, dilation
     input, weight = torch.randn(case.input), torch.randn(case.weight)
     output = torch.convolution(input, weight, None, *geometry, False, none, case.groups)
     grad_output = torch.randn_like(output)
 
     def theirs() -> Tensor:
         which = (False, True, False)
+        gradient: Tensor
         _, gradient, _ = torch.ops.aten.convolution_backward(
             grad_output, input, weight, none, *geometry, False, none, case.groups, which
         )

@@ -56,7 +56,7 @@ def peak_memory(step: Callable[[], Any]) -> int:
         step()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(accumulate(change for _, change in changes))
+    return int(max(accumulate(change for _, change in changes)))
 
 
 def main() -> None:

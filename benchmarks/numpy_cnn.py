@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each line, at least")
     args = parser.parse_args()
     keep_memory()
-    ours, _ = side(CASE, manual_ops.nn, compiled=False, bfloat16=False)
+    ours, _ = side(CASE, manual_ops.nn, compiled=False, bfloat16=False, fuse=False)
     parameters = build(CASE.model, torch.nn, CASE.input_shape, 10).parameters()
     weights = [parameter.detach().numpy() for parameter in parameters]
     random = np.random.default_rng(0)
