@@ -105,9 +105,7 @@ class Normalisation(Function):
         if grad_output is not None and input is None:
             grad_bias = widen(grad_output.reshape(ctx.shape)).sum((0, -1))
         elif grad_output is not None:
-            rows = ctx.shape.groups == ctx.shape.positions == 1 and may_overwrite(grad_output)
-            evaluate = _of_rows if rows else _of_groups_of_channels
-            grad_input, grad_weight, grad_bias = evaluate(
+            grad_input, grad_weight, grad_bias = _evaluated(
                 grad_output, input, mean, rstd, weight, ctx.shape, needs
             )
         if needs.input and not (grad_mean is None and grad_rstd is None):
@@ -184,7 +182,7 @@ def _through_statistics(
     return functools.reduce(torch.add, terms)
 
 
-def _of_groups_of_channels(
+def _evaluated(
     grad_output: Tensor,
     input: Tensor,
     mean: Tensor,
@@ -193,36 +191,18 @@ def _of_groups_of_channels(
     shape: Groups,
     needs: Needs,
 ) -> Gradients:
-    """Compute Backward as it is written above."""
+    """Compute Backward, in plain eager code by the arrangement that suits the shape."""
+    if shape.groups == shape.positions == 1 and may_overwrite(grad_output):
+        rows = (shape.samples, shape.channels)
+        w = None if weight is None else _shaped(weight, rows[1:])
+        g, x = _shaped(grad_output, rows), _shaped(input, rows)
+        return _by_blocks(_by_rows, g, x, mean, rstd, w, needs)
+    w = None if weight is None else _of_channels(weight, shape)
+    g, x = grad_output.reshape(shape), input.reshape(shape)
     # Compiled, sums over rows (of one position each) take longer than in eager code.
     evaluate = _in_eager_code if shape.positions == 1 else _fusible
-    w = None if weight is None else _of_channels(weight, shape)
-    gradients: Gradients = evaluate(
-        grad_output.reshape(shape),
-        input.reshape(shape),
-        _of_groups(mean),
-        _of_groups(rstd),
-        w,
-        needs,
-    )
+    gradients: Gradients = evaluate(g, x, _of_groups(mean), _of_groups(rstd), w, needs)
     return gradients
-
-
-def _of_rows(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    shape: Groups,
-    needs: Needs,
-) -> Gradients:
-    """Compute the same for one group of one position, in plain eager code."""
-    rows, w = (shape.samples, shape.channels), None
-    if weight is not None:
-        w = _shaped(weight, rows[1:])
-    g, x = _shaped(grad_output, rows), _shaped(input, rows)
-    return _by_blocks(_by_rows, g, x, mean, rstd, w, needs)
 
 
 def _gradients(
@@ -311,7 +291,7 @@ def _by_rows(
     if weight is not None:
         g, product = torch.mul(g, weight, out=out), product.mul_(weight)
     total, slope = g.sum(1, keepdim=True), product.sum(1, keepdim=True)
-    # Not in one addcmul: with two of three broadcast it takes 7 times as long.
+    # The two sums not in one addcmul: with two of three broadcast it takes 7 times as long.
     out = normalised if out is None else out
     grad_input = torch.addcmul(g, normalised, slope, value=each, out=out)
     return grad_input.add_(total, alpha=each).mul_(rstd), grad_weight, grad_bias
