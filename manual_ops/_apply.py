@@ -17,6 +17,7 @@ def bind(
     expects: str,
     eager_forward: Callable[..., Any] | None = None,
     bare_forward: Callable[..., Any] | None = None,
+    home: str = "",
 ) -> Callable[..., Any]:
     """Return a callable that runs ``op``, with the positional signature of ``op.forward``.
 
@@ -41,11 +42,15 @@ def bind(
             cannot map or differentiate; used outside torch.func and Dynamo.
         bare_forward: The same without what backward alone needs, None in its place; used where
             nothing is to be differentiated.
+        home: Module of the op, which gives it its name and derivation, where several share the
+            class.
     """
     forward = op.forward
     eager_forward = eager_forward or forward
     bare_forward = bare_forward or eager_forward
-    eager, transformed, traced = _eager(op, eager_forward), _transformed(op), _traced(op)
+    home = home or op.__module__
+    eager = _eager(op, home, eager_forward)
+    transformed, traced = _transformed(op, home), _traced(op, home)
     names = _argument_names(op)
 
     def apply(*args: Any) -> Any:
@@ -70,7 +75,7 @@ def bind(
     return apply
 
 
-def _eager(op: type[Function], forward: Callable[..., Any]) -> type[Function]:
+def _eager(op: type[Function], home: str, forward: Callable[..., Any]) -> type[Function]:
     """Return the twin whose ``forward`` takes ctx."""
     setup_context = op.setup_context
 
@@ -80,10 +85,10 @@ def _eager(op: type[Function], forward: Callable[..., Any]) -> type[Function]:
         return output
 
     members = {"forward": forward_with_ctx, "backward": op.backward, "jvp": op.jvp}
-    return _twin(op, Function, **members)
+    return _twin(op, home, Function, **members)
 
 
-def _transformed(op: type[Function]) -> type[Function]:
+def _transformed(op: type[Function], home: str) -> type[Function]:
     """Return the twin for torch.func."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -93,12 +98,12 @@ def _transformed(op: type[Function]) -> type[Function]:
         with forward_ad._set_fwd_grad_enabled(True):
             return op.jvp(_Nestable(ctx), *tangents)
 
-    return _twin(op, op, setup_context=setup_context, jvp=jvp)
+    return _twin(op, home, op, setup_context=setup_context, jvp=jvp)
 
 
-def _traced(op: type[Function]) -> type[Function]:
+def _traced(op: type[Function], home: str) -> type[Function]:
     """Return the twin for Dynamo, without ``jvp``."""
-    return _twin(op, op, jvp=Function.jvp)
+    return _twin(op, home, op, jvp=Function.jvp)
 
 
 def _distinct(args: tuple[Any, ...]) -> list[Any]:
@@ -110,11 +115,19 @@ def _distinct(args: tuple[Any, ...]) -> list[Any]:
     return distinct
 
 
-def _twin(op: type[Function], base: type, **members: Callable[..., Any]) -> type[Function]:
+def _twin(
+    op: type[Function], home: str, base: type, **members: Callable[..., Any]
+) -> type[Function]:
     namespace: dict[str, Any] = {k: staticmethod(v) for k, v in members.items()}
-    # Where the derivation stands, and what its arguments are called: for manual_ops.trace.
-    namespace |= {"__module__": op.__module__, "argument_names": _argument_names(op)}
-    return type(op.__name__, (base,), namespace)
+    op_name = home.rpartition(".")[2]
+    # What the op and its arguments are called, and where its derivation stands: for
+    # manual_ops.trace.
+    namespace |= {
+        "__module__": home,
+        "op_name": op_name,
+        "argument_names": _argument_names(op),
+    }
+    return type(op.__name__ if home == op.__module__ else op_name, (base,), namespace)
 
 
 def _argument_names(op: type[Function]) -> tuple[str, ...]:
@@ -231,15 +244,14 @@ def bind_pointwise(
 
         backward = Pointwise.backward
 
-    for op in (Pointwise, Overwriting):
-        op.__name__ = chain.__module__.rpartition(".")[2]
-        op.__module__ = chain.__module__
+    home = chain.__module__
     expects = "input a tensor of floating dtype (float32, float64, ...)"
-    apply: Any = bind(Pointwise, expects, eager_forward=forward)
+    apply: Any = bind(Pointwise, expects, eager_forward=forward, home=home)
+    in_its_place = _twin(Pointwise, home, Overwriting)
 
     def overwriting(input: Tensor, *params: Any) -> Tensor:
         if overwrite and save == "output" and _is_plain_intermediate(input):
-            result: Tensor = Overwriting.apply(input, *params)
+            result: Tensor = in_its_place.apply(input, *params)
             return result
         output = apply(input if save == "output" else torch.clone(input), *params)
         return input.copy_(output)

@@ -317,6 +317,8 @@ class _Applied:
 
     @property
     def name(self) -> str:
+        if name := getattr(self.function, "op_name", ""):
+            return str(name)
         name = self.function.__name__.lstrip("_")
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 

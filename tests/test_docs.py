@@ -5,15 +5,17 @@ reader sees, say what a block needs:
 
     <!-- name.py -->        the block is a file of this name, which later commands read
     <!-- given code -->     runs before the block
-    <!-- inside module -->  the block is an excerpt, and sees the names of this module
+    <!-- inside module -->  the block is all of this module, but for imports, docstrings, annotations
     <!-- raises Error -->   the block, or a test that it defines, ends in this exception
 
 A ``text`` block is what the block before it prints, but for the digits; one with a line ``...`` is
 an excerpt, and not compared.
 """
 
+import ast
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -60,6 +62,27 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(str(page), line, found["language"], found["code"], note, printed)
 
 
+class Bare(ast.NodeTransformer):
+    """Leaves imports, docstrings and annotations out."""
+
+    def visit_Import(self, _: ast.Import) -> None: ...
+
+    def visit_ImportFrom(self, _: ast.ImportFrom) -> None: ...
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.Assign:
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+
 def run_python(block: Block, names: dict) -> None:
     kind, _, rest = block.note.partition(" ")
     if kind.endswith(".py"):
@@ -67,7 +90,11 @@ def run_python(block: Block, names: dict) -> None:
     elif kind == "given":
         exec(rest, names)
     elif kind == "inside":
-        names = {**vars(importlib.import_module(rest)), **names}
+        source = inspect.getsource(importlib.import_module(rest))
+        assert ast.unparse(Bare().visit(ast.parse(block.code))) == ast.unparse(
+            Bare().visit(ast.parse(source))
+        )
+        return
     earlier = dict(names)
     with pytest.raises(Exception) if kind == "raises" else nullcontext() as raised:
         # The empty lines make a traceback point into the page.

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 import manual_ops
 from manual_ops import ops, trace
+from manual_ops.testing.cases import CASES, OpCase
 from manual_ops.trace import Step, formulas
 
 
@@ -50,7 +51,7 @@ def test_steps_in_order(model: nn.Module) -> None:
         ("Add", "", False),
         ("View", "", False),
         ("linear", "second", True),
-        ("index_cross_entropy", "", True),
+        ("cross_entropy", "", True),
     ]
     assert [s.order for s in found.steps] == [6, 5, 4, 3, 2, 1]
 
@@ -139,10 +140,37 @@ def test_table_and_markdown(model: nn.Module) -> None:
     assert "Add (PyTorch's)" in str(found)
 
 
-HELPERS = [name for _, name, _ in pkgutil.iter_modules(ops.__path__) if not name.startswith("_")]
+class OneOp(nn.Module):
+    """A call of an op of ``torch.nn.functional`` as a model without parameters."""
+
+    def __init__(self, case: OpCase) -> None:
+        super().__init__()
+        self.op, self.arguments = getattr(manual_ops.functional, case.op), case.sample()
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        names = [name for name, value in self.arguments.items() if isinstance(value, Tensor)]
+        output = self.op(**self.arguments | dict(zip(names, tensors, strict=True)))
+        return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.mark.parametrize("name", HELPERS)
+@pytest.mark.parametrize("case", {case.op: case for case in reversed(CASES)}.values(), ids=lambda c: c.op)
+def test_every_op_is_named_and_derived(case: OpCase) -> None:
+    model = OneOp(case)
+    inputs = tuple(
+        value.requires_grad_(name in case.differentiable)
+        for name, value in model.arguments.items()
+        if isinstance(value, Tensor)
+    )
+    steps = [s for s in trace(model, inputs, None, lambda output, _: output.sum()).steps if s.manual]
+    assert all(s.op in OPS and s.formulas for s in steps), steps
+    home = model.op.__module__.rpartition(".")[2]
+    assert steps[-1].op == ("linear" if home == "multi_head_attention" else home)
+
+
+OPS = [name for _, name, _ in pkgutil.iter_modules(ops.__path__) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_every_derivation_can_be_read(name: str) -> None:
     module = import_module(f"{manual_ops.__name__}.ops.{name}")
     assert formulas(module.__doc__).keys() >= {"Forward", "Backward"}

@@ -86,7 +86,7 @@ def bind_pointwise_loss(
                 tangent = tangent + target_slope(target_tangent, *saved)
             return reduced(tangent, ctx.reduction)
 
-    return bind(PointwiseLoss, expects)
+    return bind(PointwiseLoss, expects, home=input_slope.__module__)
 
 
 def refuse_grad(op: str, **weights: Tensor | None) -> None:

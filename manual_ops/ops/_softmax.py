@@ -61,10 +61,8 @@ def bind_softmax(
             (output,) = ctx.saved_tensors
             return tangent(input_tangent, output, ctx.dim)
 
-    Softmax.__name__ = backward.__module__.rpartition(".")[2]
-    Softmax.__module__ = backward.__module__
     expects = "input of floating dtype, dim in [-input.dim(), input.dim())"
-    return bind(Softmax, expects, eager_forward=forward)
+    return bind(Softmax, expects, eager_forward=forward, home=backward.__module__)
 
 
 def _independent(tensors: tuple[Tensor, ...], dim: int) -> Iterable[tuple[Tensor, ...]]:

@@ -50,6 +50,7 @@ _group_norm = bind(
     Normalisation,
     "input (N, C, *) of floating dtype, num_groups that divides C, weight and bias (C,)",
     _fused,
+    home=__name__,
 )
 
 

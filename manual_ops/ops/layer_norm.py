@@ -49,6 +49,7 @@ _layer_norm = bind(
     Normalisation,
     "input (*, normalized_shape) of floating dtype, weight and bias of shape normalized_shape",
     _fused,
+    home=__name__,
 )
 
 
