@@ -57,7 +57,10 @@ def in_prose(text: str) -> str:
         ("a - b / c", "a−{b}/{c}"),
         ("s (a - b / c)", "s(a−{b}/{c})"),
         ("exp(a) / sum_j exp(b[j])", "{exp(a)}/{∑_{j}exp(b_{j})}"),
+        ("sum_k a[k] / b[k] + c", "∑_{k}{a_{k}}/{b_{k}}+c"),
+        ("(sum_k a[k]) / b", "{∑_{k}a_{k}}/{b}"),
         ("1 / sqrt(v + eps)", "{1}/{√{v+ε}}"),
+        ("(a (b (c + d))) / e", "{a(b(c+d))}/{e}"),
         ("1 / (1 + exp(-x))^2", "{1}/{(1+exp(−x))^{2}}"),
         ("L = l (sum), or 0 if x <= 0 else a", "L=l (sum), or 0 if x≤0 else a"),
         ("x W^T + x W'^T", "xW^{T}+xW′^{T}"),
@@ -78,10 +81,18 @@ def test_notation(line: str, expected: str) -> None:
         ("all processes' losses, torch's too", "all processes' losses, torch's too"),
         ("``eps`` in [0, 1)", "eps in [0, 1)"),
         ("dims (1 without)", "dims (1 without)"),
+        ("a slope ``a``, see conv.py", "a slope [a], see conv.py"),
     ],
 )
 def test_prose(text: str, expected: str) -> None:
     assert in_prose(text) == expected
+
+
+def test_marked() -> None:
+    page = "So _y = w x_, `_not_ = 1`, snake_case_name, log\\_softmax\\_x\n```\n_x = 1_\n```\n"
+    found = drawing.marked(page)
+    assert re.sub("<[^>]*>", "", found) == page.replace("_y = w x_", "y=wx")
+    assert found.count("<math>") == 1
 
 
 def letters(text: str) -> str:

@@ -35,7 +35,7 @@ _TOKEN = re.compile(
     rf"(?P<derivative>(?P<over>{_DERIVATIVE})(?P<index>\[[^]]*\])?/d(?P<under>[A-Za-z])(?![A-Za-z]))"
     r"|(?P<sum>sum(?:_(?:\{[^}]*\}|\*|[A-Za-z]+)|(?=\s+[^\s,)])))"
     r"|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?(?![\w-]))"
-    rf"|(?P<name>{_NAME}(?:_(?:[A-Za-z]+|\d))?)(?![\w-]*[A-Za-z_]|'s\b)"
+    rf"|(?P<name>{_NAME}(?:_(?:[A-Za-z]+|\d))?)(?![\w-]*[A-Za-z_]|'s\b|\.py\b)"
     r"|(?P<choice>(?:if|else|in(?=\s+(?:[A-Z](?![a-z])|\w+\()))(?![A-Za-z]))"
     r"|(?P<operator>\+=|<=|>=|->|[-+*/=<>|])"
     r"|(?P<bracket>[][(){}])"
@@ -72,6 +72,21 @@ def inline(text: str) -> str:
     no English word.
     """
     return "".join(_mixed(text, "math", least=2))
+
+
+def marked(page: str) -> str:
+    """Return Markdown with the formulas that stand between underscores drawn."""
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", page, flags=re.DOTALL)
+    parts[::2] = [
+        re.sub(
+            r"(?<![\w\\])_(?=\S)([^_\n]+)(?<=\S)_(?!\w)",
+            # In a span, as Markdown ends a paragraph at a line that begins with any other element.
+            lambda found: f"<span><math>{mathml(found[1])}</math></span>",
+            prose,
+        )
+        for prose in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def mathml(formula: str) -> str:
@@ -218,7 +233,7 @@ def _row(pieces: list[Piece]) -> str:
         piece = rest.pop(0)
         below = _divisor(rest) if piece.source == "/" else []
         start = len(row)
-        while start and row[start - 1].kind in FACTORS:
+        while start and row[start - 1].kind in FACTORS - {"sum"}:  # what is summed is divided
             start -= 1
         if below and start < len(row):
             fraction = f"<mfrac>{_bare(row[start:])}{_bare(below)}</mfrac>"
@@ -246,8 +261,9 @@ def _divisor(rest: list[Piece]) -> list[Piece]:
 
 def _bare(pieces: list[Piece]) -> str:
     """Return the MathML of what stands above or below a bar, without needless brackets."""
-    if len(pieces) == 1 and re.fullmatch(r"\([^()]*(\([^()]*\)[^()]*)*\)", pieces[0].source):
-        return mathml(pieces[0].source[1:-1])
+    source = pieces[0].source
+    if len(pieces) == 1 and source[:1] == "(" and _closing(source, 0) == len(source) - 1:
+        return mathml(source[1:-1])
     return f"<mrow>{''.join(piece.markup for piece in _spaced(pieces))}</mrow>"
 
 
@@ -298,5 +314,7 @@ def _operator(token: str) -> str:
 
 def _word(token: str) -> str:
     if token.startswith("``"):
-        return f"<code>{html.escape(token.strip('`'))}</code>"
+        name = token.strip("`")
+        letter = len(name) == 1  # one that may be an English word
+        return f"<math>{_name(name)}</math>" if letter else f"<code>{html.escape(name)}</code>"
     return html.escape(token, quote=False)

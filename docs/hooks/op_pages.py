@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from formulas import display, inline
+from formulas import display, inline, marked
 
 ROOT = Path(__file__).parents[2]
 OPS = {path.stem: path for path in sorted((ROOT / "manual_ops/ops").glob("[!_]*.py"))}
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Draw ``formula`` blocks, name the files that blocks of code stand for, put benchmarks in."""
-    markdown = COSTS.sub(lambda found: costs(found[1]), markdown)
+    markdown = COSTS.sub(lambda found: costs(found[1]), marked(markdown))
     markdown = FORMULAS.sub(lambda found: formulas(found[1]), markdown)
     return FILE.sub(r'```python title="\1"\n', markdown)
 
@@ -123,7 +123,7 @@ def formulas(block: str) -> str:
         found = LABEL.match(line)
         label, formula = (found[1], line[found.end() :]) if found else ("", line.strip())
         pieces = re.split(r"(?<=\S) {2,}(?![=+])", re.sub(r" {2,}(?==)", " ", formula))
-        drawn = "".join(f"<span>{display(piece)}</span>" for piece in pieces)
+        drawn = "".join(f"<span>{linked(display(piece))}</span>" for piece in pieces)
         rows.append(f"<dt>{label}</dt><dd>{drawn}</dd>")
     return f'<dl class="formulas">{"".join(rows)}</dl>\n'
 
@@ -131,13 +131,18 @@ def formulas(block: str) -> str:
 def paragraph(text: str) -> str:
     """Return prose as HTML, formulas in it drawn, files of ops linked, the source set apart."""
     prose, mark, source = text.partition("Source: ")
-    drawn = re.sub(
-        r"(?<![\w/])(\w+)\.py",
-        lambda m: f'<a href="../{m[1]}/">{m[1]}</a>' if m[1] in OPS else m[0],
-        inline(prose),
-    )
+    drawn = linked(inline(prose))
     reference = f'<p class="source">Source: {html.escape(source)}</p>' if mark else ""
     return (f"<p>{drawn}</p>" if drawn.strip() else "") + reference
+
+
+def linked(drawn: str) -> str:
+    """Link the files of ops to their pages."""
+    return re.sub(
+        r"(?<![\w/])(\w+)\.py",
+        lambda m: f'<a href="../{m[1]}/">{m[1]}</a>' if m[1] in OPS else m[0],
+        drawn,
+    )
 
 
 def arguments(node: ast.FunctionDef) -> str:
@@ -145,9 +150,11 @@ def arguments(node: ast.FunctionDef) -> str:
     docstring = re.sub(r":\w+:(?=`)", "", ast.get_docstring(node) or "")
     parts = [f"## {node.name}\n\n```python\n{signature(node)}\n```"]
     for name, body in re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n?|\n)+)", docstring, re.M):
-        indent = r"\n *" if name == "Returns" else r"\n {6,}"
-        items = re.sub(indent, " ", body.strip()).replace("|", r"\|").splitlines()
-        named = [("", item) if name == "Returns" else item.split(": ", 1) for item in items]
+        if name == "Returns":
+            parts.append("**Returns** " + re.sub(r"\n *", " ", body.strip()))
+            continue
+        items = re.sub(r"\n {6,}", " ", body.strip()).replace("|", r"\|").splitlines()
+        named = [item.split(": ", 1) for item in items]
         parts.append(
             f"| {name} | |\n|---|---|\n"
             + "\n".join(f"| {k.strip()} | {v.strip()} |" for k, v in named)

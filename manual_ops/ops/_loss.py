@@ -1,4 +1,13 @@
-"""What the elementwise losses share: reduction, its legacy arguments, and the chain rule."""
+"""What the elementwise losses share: reduction, its legacy arguments, and the chain rule.
+
+Index convention: ``i`` runs over the N elements of input x and target t; l[i] is the loss of one
+of them, y the op's output, L what is differentiated in the end.
+
+Forward:   y = l (reduction none), sum_i l[i] (sum) or sum_i l[i] / N (mean)
+Backward:  dL/dx[i] = r[i] dl[i]/dx[i],  dL/dt[i] = r[i] dl[i]/dt[i]
+           r[i] = dL/dy[i] (none), dL/dy (sum) or dL/dy / N (mean)
+Tangent:   l'[i] = dl[i]/dx[i] x'[i] + dl[i]/dt[i] t'[i], reduced like l
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,14 +48,11 @@ def bind_pointwise_loss(
     target_slope: Callable[..., Tensor],
     expects: str,
 ) -> Callable[..., Any]:
-    """Return a callable that runs ``L = reduce_i l(x[i], t[i], *weights[i])``.
-
-    Backward:  dL/dx[i] = r dL/dL[i] * dl/dx[i], likewise for t; r = 1/N for the mean, else 1
-    Tangent:   L' = reduce_i (dl/dx[i] x'[i] + dl/dt[i] t'[i])
+    """Return a callable that runs ``y = reduce_i l(x[i], t[i], *weights[i])``.
 
     Args:
         forward: ``(input, target, *weights, reduction) -> loss``; input and target of one shape.
-        input_slope: ``(factor, input, target, *weights) -> factor * dl/dx``.
+        input_slope: ``(r, input, target, *weights) -> r dl/dx``.
         target_slope: The same with dl/dt.
         expects: What the arguments have to be, for error messages.
     """

@@ -18,14 +18,14 @@ Tangent:   A' = c (q' k^T + q k'^T) + M'
            P'[l, s] = P[l, s] (A'[l, s] - sum_t P[l, t] A'[l, t]),  W' = P' D
            o' = W' v + W v'
 
-Derivation: o is linear in v and in W, and A in each of q, k and M; between A and P stands the
+Derivation: o is linear in v and in W, ``A`` in each of q, k and M; between ``A`` and P stands the
 Jacobian of softmax, diag(p) - p p^T for each query. Where W is returned too, what reaches it is
 added to dL/dW. A query that may attend to no key has W = 0 and o = 0, as in torch.
 
-Memory: nothing of size L x S is saved, nor anything but the inputs. Backward computes P once
+Memory: nothing of the size of P is saved, nor anything but the inputs. Backward computes P once
 more from them, a block of queries after another, so that it never holds the whole of it. (Torch's
 fused kernels work alike, and save the output and a normaliser for each query as well.) Dropout
-does save L x S bytes, one for each weight, as a draw cannot be repeated; and a derivative of the
+does save a byte for each weight, as a draw cannot be repeated; and a derivative of the
 derivative keeps P.
 Source: Vaswani et al., Attention Is All You Need (2017), section 3.2.1; the recomputation by
 blocks: Dao et al., FlashAttention (2022), appendix B.

@@ -1,13 +1,13 @@
 """Batch norm, rectifier and convolution as one op that saves the input of the norm alone.
 
 Index convention: ``n`` batch, ``c`` channel of the input, ``q`` input position, ``o`` out-channel,
-``u`` output position, ``k`` kernel position; x input, m, v, r, h, w, b as in batch_norm.py, W and B
+``u`` output position, ``k`` kernel position; x input, m, v, r, h, w, b, N as in batch_norm.py, W, B
 weight and bias of the convolution, R residual (0 if None).
 
 Forward:   a[n, c, q] = max(t[n, c, q], 0),  t[n, c, q] = h[n, c, q] w[c] + b[c] + R[n, c, q]
            y          = conv(a, W) + B
 Training:  m[c] = sum_{n, q} x[n, c, q] / N,  v[c] = sum_{n, q} (x[n, c, q] - m[c])^2 / N
-Backward:  dL/dW, dL/dB, A[n, c, q] = those of conv.py with a for its input, A = dL/da
+Backward:  dL/dW, dL/dB, A[n, c, q] = those of conv.py with ``a`` for its input, A = dL/da
            g[n, c, q] = A[n, c, q] if a[n, c, q] > 0 else 0
            dL/dR      = g
            dL/db[c]    = sum_{n, q} g[n, c, q]
@@ -17,10 +17,10 @@ Tangent:   t'         = w (r (x' - m') + r' (x - m)) + w' h + b' + R'
            a'         = t' if a > 0 else 0,  y' = conv(a', W) + conv(a, W') + B'
 
 It is the chain rule through three ops, whose derivations stand in batch_norm.py, relu.py and
-conv.py. Apart they save x for the norm and a for the rectifier and the convolution. Here a is
+conv.py. Apart they save x for the norm, ``a`` for the rectifier and the convolution. Here ``a`` is
 computed again in backward, from x, m and r: one pass over memory, where a convolution takes many.
-Where a is wanted as well, as the residual of a later block, it is a second output, and what
-reaches it is added to A. m and r are outputs, for the sake of higher orders, as in batch_norm.py.
+Where ``a`` is wanted as well, as the residual of a later block, it is a second output, and what
+reaches it is added to ``A``. m and r are outputs, for the sake of higher orders, as in batch_norm.py.
 In evaluation m and v are constants, and the three ops run one after another.
 Source: Ioffe and Szegedy, Batch Normalization (2015), section 3; He et al., Identity Mappings in
 Deep Residual Networks (2016); recomputation: Pleiss et al., Memory-Efficient Implementation of

@@ -3,12 +3,12 @@
 Index convention: ``i`` runs over all elements, w[i] is an optional weight.
 
 Forward:   l[i] = -w[i] (t[i] log x[i] + (1 - t[i]) log(1 - x[i])), logarithms cut off at -100
-Backward:  dl/dx[i] = -w[i] (t[i] / x[i] - (1 - t[i]) / (1 - x[i]))
-                    =  w[i] (x[i] - t[i]) / (x[i] (1 - x[i]))
-           dl/dt[i] = w[i] (log(1 - x[i]) - log x[i])
-Tangent:   l'[i] = dl/dx[i] x'[i] + dl/dt[i] t'[i], reduced like l
+Backward:  dL/dx[i] = -r[i] w[i] (t[i] / x[i] - (1 - t[i]) / (1 - x[i]))
+                    = r[i] w[i] (x[i] - t[i]) / (x[i] (1 - x[i]))
+           dL/dt[i] = r[i] w[i] (log(1 - x[i]) - log x[i])
+Tangent:   l'[i] = dl[i]/dx[i] x'[i] + dl[i]/dt[i] t'[i], reduced like l
 
-The denominator is kept at 1e-12 or more, as torch does, so that x = 0 and x = 1 stay finite.
+The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. The denominator is kept at 1e-12 or more, as torch does, so that x = 0 and x = 1 stay finite.
 Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.90.
 """
 

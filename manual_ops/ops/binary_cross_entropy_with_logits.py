@@ -4,10 +4,12 @@ Index convention: ``i`` runs over all elements; w[i] optional weight, p[i] optio
 positive examples; s = sigmoid.
 
 Forward:   l[i] = -w[i] (p[i] t[i] log s(x[i]) + (1 - t[i]) log s(-x[i]))
-Backward:  dl/dx[i] = w[i] ((1 - t[i]) s(x[i]) - p[i] t[i] s(-x[i])),  s(x[i]) - t[i] for w = p = 1
-           dl/dt[i] = w[i] (log s(-x[i]) - p[i] log s(x[i])),          -x[i]        for w = p = 1
-Tangent:   l'[i] = dl/dx[i] x'[i] + dl/dt[i] t'[i], reduced like l
+Backward:  dL/dx[i] = r[i] w[i] ((1 - t[i]) s(x[i]) - p[i] t[i] s(-x[i]))
+           dL/dt[i] = r[i] w[i] (log s(-x[i]) - p[i] log s(x[i]))
+Tangent:   l'[i] = dl[i]/dx[i] x'[i] + dl[i]/dt[i] t'[i], reduced like l
 
+With w = p = 1 the gradients are r[i] (s(x[i]) - t[i]) and -r[i] x[i]. The output y of l, and r of
+dL/dy, follow from the reduction as in _loss.py.
 From d log s(x)/dx = s(-x) and 1 - s(x) = s(-x). log s never overflows: it is
 min(x, 0) - log(1 + exp(-|x|)).
 Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.91.

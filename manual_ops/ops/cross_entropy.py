@@ -5,17 +5,20 @@ x logits, p = softmax(x), lse[n] = log sum_c exp(x[n, c]), w class weights (1 wi
 smoothing. A target is a distribution m over classes, given as probabilities q, or as an index t,
 where it is one-hot:
 
-           m[n, c] = w[c] ((1 - e) q[n, c] + e / C)                      probabilities
-           m[n, c] = (1 - e) a[n] (c = t[n]) + (e / C) w[c] (valid n)    index; a as in nll_loss
+           m[n, c] = w[c] ((1 - e) q[n, c] + e / C)                probabilities
+           m[n, c] = (1 - e) a[n] d[n, c] + (e / C) w[c] z[n]      index; a as in nll_loss.py
+           d[n, c] = 1 if c = t[n] else 0,  z[n] = 0 if t[n] is the ignored index else 1
 
 Forward:   l[n] = -sum_c m[n, c] log p[n, c] = sum_c m[n, c] (lse[n] - x[n, c])
-           L = l (none), sum_n l[n] (sum), or sum_n l[n] / N (mean); the mean over index targets
-           divides by sum_n a[n] instead
-Backward:  dl/dx[n, c] = p[n, c] sum_k m[n, k] - m[n, c]
-           dl/dq[n, c] = -w[c] (1 - e) log p[n, c]
-           dl/dw[c]    = -((1 - e) q[n, c] + e / C) log p[n, c]
-Tangent:   l'[n] = sum_c dl/dx[n, c] x'[n, c] + ..., reduced alike
+           y = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / D (mean)
+Backward:  dL/dx[n, c] = r[n] (p[n, c] sum_k m[n, k] - m[n, c])
+           dL/dq[n, c] = -r[n] w[c] (1 - e) log p[n, c]
+           dL/dw[c]    = -sum_n r[n] ((1 - e) q[n, c] + e / C) log p[n, c]
+           r[n] = dL/dy[n] (none), dL/dy (sum) or dL/dy / D (mean)
+Tangent:   l'[n] = sum_c (m[n, c] (sum_k p[n, k] x'[n, k] - x'[n, c]) - m'[n, c] log p[n, c]),
+           reduced like l; m' = w' ((1 - e) q + e / C) + w (1 - e) q' for probabilities, else 0
 
+D is the number of samples where targets are probabilities, and sum_n a[n] where they are indices.
 From d lse/dx[c] = p[c]. Nothing overflows, because log p is formed from x - max x. The logits
 are saved, and p is computed again from them: as fast as reading a saved log p, every further
 derivative is exact, and no second tensor of their size outlives the forward pass.

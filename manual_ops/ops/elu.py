@@ -4,7 +4,7 @@ Forward:   y = x if x > 0 else a (exp(x) - 1)
 Backward:  dL/dx = dL/dy * (1 if x > 0 else a exp(x))
 Tangent:   y' = x' * (1 if x > 0 else a exp(x))
 
-The derivative at 0 is a, as in torch. For x <= 0 it is also y + a, but that sum cancels where
+The derivative at 0 is ``a``, as in torch. For x <= 0 it is also y + a, but that sum cancels where
 exp(x) is small, so the input is saved instead of the output.
 Source: Clevert, Unterthiner and Hochreiter, Fast and Accurate Deep Network Learning by Exponential
 Linear Units (2016), section 3.

@@ -13,7 +13,8 @@ Tangent:   m' = sum_i x'[r, i] / D,  s' = -s^2 sum_i h[r, i] x'[r, i] / D
            h' = s (x' - m') + (x - m) s',  y' = h' w + h w' + b'
 
 The derivation stands in _normalisation.py, of which this is the case of one group with D channels
-of one position. torch's own layer_norm is silently wrong from the third order on.
+of one position. torch's own layer_norm is silently wrong in the third order of reverse mode, and
+from the second on where a jvp is differentiated once more.
 Source: Ba, Kiros and Hinton, Layer Normalization (2016).
 """
 

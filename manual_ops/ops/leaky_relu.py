@@ -4,7 +4,7 @@ Forward:   y = x if x > 0 else a x
 Backward:  dL/dx = dL/dy * (1 if x > 0 else a)
 Tangent:   y' = x' * (1 if x > 0 else a)
 
-The subgradient at the kink is a, as in torch. For a >= 0 the output is positive exactly where
+The subgradient at the kink is ``a``, as in torch. For a >= 0 the output is positive exactly where
 the input is, so the output is saved, which the next layer saves as well; a negative slope makes
 the output positive on both sides and the input is saved instead.
 Source: Maas, Hannun and Ng, Rectifier Nonlinearities Improve Neural Network Acoustic Models (2013).

@@ -6,18 +6,20 @@ as in ``cross_entropy``, N the sum of all a[n].
 
 Forward:   z[n, c]     = sum_i x[n, i] W[c, i] + b[c]
            l[n]        = -sum_c m[n, c] log p[n, c],  p = softmax(z)
-           L           = l (none), sum_n l[n] (sum) or sum_n l[n] / N (mean)
-Backward:  s[n, c]     = dL/dl[n] (p[n, c] sum_k m[n, k] - m[n, c])
+           y           = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / N (mean)
+Backward:  s[n, c]     = r[n] (p[n, c] sum_k m[n, k] - m[n, c])
+           r[n]        = dL/dy[n] (none), dL/dy (sum) or dL/dy / N (mean)
            dL/dx[n, i] = sum_c s[n, c] W[c, i]
            dL/dW[c, i] = sum_n s[n, c] x[n, i]
            dL/db[c]    = sum_n s[n, c]
-Tangent:   l'[n]       = sum_c s[n, c] z'[n, c] with dL/dl = 1,  z' = x' W^T + x W'^T + b'
+Tangent:   l'[n]       = sum_c (p[n, c] sum_k m[n, k] - m[n, c]) z'[n, c],  reduced like l
+           z'          = x' W^T + x W'^T + b'
 
 Derivation: s = dL/dz is the gradient of cross-entropy, and the other three are those of the affine
 map. No sum but that over c within one row needs the logits, so a chunk of rows after another is
 enough: memory for a chunk of logits instead of all.
 
-Where L is a scalar, dL/dl[n] is one number for all n, and the gradients up to that factor are
+Where y is a scalar, r[n] is one number for all n, and the gradients up to that factor are
 summed in forward, while the logits of a chunk are at hand; backward scales them, in place if the
 graph is not kept. That saves the fourth product of matrices, which computing the logits again
 would cost. They are numbers without a history, good for a first derivative alone: wherever more is

@@ -1,16 +1,18 @@
 """Maximum over windows.
 
-Index convention: ``u`` output position, ``q`` input position, each of one plane (sample and
-channel) and counted row by row; s stride, P padding. a[u] is the position of the maximum of
-window u, the first one where several are equal; f[u] = s u - P is where window u starts.
+Index convention: ``u`` output position, ``q`` input position, ``k`` kernel position, each a row and
+a column of one plane (sample and channel); s stride, d dilation, P padding. Window ``u`` starts at
+f[u] = s u - P and holds the positions f[u] + d k that are in the plane; a[u] is that of its
+maximum, row by row the first one where several are equal.
 
 Forward:   y[u] = max over q in window(u) of x[q] = x[a[u]]
 Backward:  dL/dx[q] = sum_{u: a[u] = q} dL/dy[u]
 Tangent:   y'[u] = x'[a[u]]
 
 Backward is the transpose of the selection x -> x[a]: it adds every dL/dy[u] where its value came
-from, several times where windows overlap. The input is not saved, only a, and of a only the
-distance a[u] - f[u]: a number so small that it takes one byte mostly, where a[u] takes eight.
+from, several times where windows overlap. The input is not saved, only ``a``, and of that only
+the distance a[u] - f[u], both counted row by row through the plane: a number so small that it
+takes one byte mostly, where a[u] takes eight.
 
 ATen's kernel compares value by value and guesses every second branch wrong; where channels are
 innermost in memory it compares vectors of them. So the outputs are made channels here: the k-th

@@ -3,12 +3,14 @@
 Index convention: ``i`` runs over all elements of input x and target t.
 
 Forward:   l[i] = (x[i] - t[i])^2
-           L = l (reduction none), sum_i l[i] (sum) or sum_i l[i] / N (mean)
-Backward:  dl/dx[i] = 2 (x[i] - t[i]),  dl/dt[i] = -2 (x[i] - t[i])
-Tangent:   l'[i] = 2 (x[i] - t[i]) (x'[i] - t'[i]), reduced alike
-With weights w, l[i] is multiplied by w[i] and the mean is L = sum_i w[i] l[i] / sum_i w[i]; then
-           dL/dw[i] = l[i] (none, sum),  (l[i] - L) / sum_i w[i] (mean, by the quotient rule)
+Backward:  dL/dx[i] = 2 r[i] (x[i] - t[i]),  dL/dt[i] = -2 r[i] (x[i] - t[i])
+Tangent:   l'[i] = 2 (x[i] - t[i]) (x'[i] - t'[i]), reduced like l
 
+The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. With weights w it is
+y[i] = w[i] l[i] or its sum, and for the mean, by the quotient rule in the last line,
+           y = (sum_i w[i] l[i]) / sum_i w[i]
+           dL/dx[i] = 2 w[i] (x[i] - t[i]) dL/dy / sum_k w[k]
+           dL/dw[i] = (l[i] - y) dL/dy / sum_k w[k]
 Source: Bishop, Pattern Recognition and Machine Learning (2006), section 3.1.1.
 """
 

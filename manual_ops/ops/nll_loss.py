@@ -4,8 +4,9 @@ Index convention: ``n`` runs over all samples (batch and trailing dims), ``c`` o
 a[n] = w[t[n]], or 0 where t[n] is the ignored index; w = 1 without class weights.
 
 Forward:   l[n] = -a[n] x[n, t[n]]
-           L = l (reduction none), sum_n l[n] (sum) or sum_n l[n] / sum_n a[n] (mean)
-Backward:  dL/dx[n, c] = -r[n] a[n] (c = t[n]),  r[n] = dL/dl[n] (none), dL (sum), dL / sum a (mean)
+           y = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / sum_n a[n] (mean)
+Backward:  dL/dx[n, c] = -r[n] a[n] if c = t[n] else 0
+           r[n] = dL/dy[n] (none), dL/dy (sum) or dL/dy / sum_k a[k] (mean)
 Tangent:   l'[n] = -a[n] x'[n, t[n]], reduced alike
 
 Only the target is saved, not the input. Source: Bishop, Pattern Recognition and Machine
@@ -39,8 +40,7 @@ def sample_factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return t made safe to index with, r (0 where ignored, also of 0/0), and r a, for each sample.
 
-    ``grad_output`` is dL/dl[n] for the reduction none, else the scalar dL; 1 gives what a tangent
-    is reduced with.
+    ``grad_output`` is dL/dy; 1 gives what a tangent is reduced with.
     """
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long()
