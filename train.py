@@ -1,6 +1,6 @@
 """Train a model of hand-written layers, look at it, and compare it with torch.nn.
 
-    python train.py                                  # digits that ship with scikit-learn, seconds
+    python train.py                                  # digits that ship with scikit-learn
     python train.py --dataset mnist                  # downloaded into ./data if missing
     python train.py --dataset mnist --model mlp
     python train.py --dataset cifar10 --backend torch

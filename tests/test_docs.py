@@ -5,7 +5,7 @@ reader sees, say what a block needs:
 
     <!-- name.py -->        the block is a file of this name, which later commands read
     <!-- given code -->     runs before the block
-    <!-- inside module -->  the block is all of this module, but for imports, docstrings, annotations
+    <!-- inside module -->  the block is this module but for imports, docstrings, annotations
     <!-- raises Error -->   the block, or a test that it defines, ends in this exception
 
 A ``text`` block is what the block before it prints, but for the digits; one with a line ``...`` is

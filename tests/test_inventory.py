@@ -82,14 +82,24 @@ def test_every_op_that_can_be_misused_has_bad_calls() -> None:
 def test_docstring(name: str) -> None:
     documentation = inspect.getdoc(OPS[name])
     assert documentation is not None
-    sections = ["Args:", "Returns:"]
-    if any(call.op == name for call in BAD_CALLS):
-        sections.append("Raises:")
-    for section in sections:
+    for section in ("Args:", "Returns:", "Raises:"):
         assert f"\n{section}\n" in documentation, section
     for parameter in inspect.signature(OPS[name]).parameters:
         if not parameter.startswith("_"):
             assert f"    {parameter}: " in documentation, parameter
+
+
+@each_op
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_raised_errors_are_documented(name: str) -> None:
+    documented = (inspect.getdoc(OPS[name]) or "").partition("\nRaises:\n")[2]
+    case = next(case for case in CASES if case.op == name)
+    no_tensor = case.sample() | {next(iter(case.arguments)): [1.0]}
+    for arguments in (no_tensor, *(call.arguments for call in BAD_CALLS if call.op == name)):
+        with pytest.raises(Exception) as raised:
+            OPS[name](**arguments)
+        if raised.type is not AttributeError:  # torch's own code asks a list for its size
+            assert raised.type.__name__ in documented
 
 
 @each_op

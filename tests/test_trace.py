@@ -153,7 +153,9 @@ class OneOp(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.mark.parametrize("case", {case.op: case for case in reversed(CASES)}.values(), ids=lambda c: c.op)
+@pytest.mark.parametrize(
+    "case", {case.op: case for case in reversed(CASES)}.values(), ids=lambda c: c.op
+)
 def test_every_op_is_named_and_derived(case: OpCase) -> None:
     model = OneOp(case)
     inputs = tuple(
@@ -161,7 +163,9 @@ def test_every_op_is_named_and_derived(case: OpCase) -> None:
         for name, value in model.arguments.items()
         if isinstance(value, Tensor)
     )
-    steps = [s for s in trace(model, inputs, None, lambda output, _: output.sum()).steps if s.manual]
+    steps = [
+        s for s in trace(model, inputs, None, lambda output, _: output.sum()).steps if s.manual
+    ]
     assert all(s.op in OPS and s.formulas for s in steps), steps
     home = model.op.__module__.rpartition(".")[2]
     assert steps[-1].op == ("linear" if home == "multi_head_attention" else home)

@@ -20,12 +20,14 @@ _UNSUPPORTED = {
     ),
     r"once_differentiable": "backward is marked once_differentiable",
     r"must implement the jvp|does not support it because it has not been implemented"
-    r"|forward AD.*(not|n't) (been )?(implement|support)": "forward mode: the Function has no jvp",
+    r"|forward AD.*(not|n't) (been )?(implement|support)": "forward mode: it has no formula (jvp)",
     r"generate_vmap_rule|does not have vmap support|define.*vmap staticmethod": (
         "vmap: the Function has neither generate_vmap_rule = True nor a vmap staticmethod"
     ),
     r"override the setup_context": "torch.func: the Function has no setup_context",
 }
+
+UNSUPPORTED = frozenset(_UNSUPPORTED.values())
 
 # By check: the likely cause of a failure that no message explains; first of backward and jvp.
 _FORMULAS: dict[str, str] = {

@@ -15,6 +15,7 @@ import torch
 
 import manual_ops
 from manual_ops.check import compilation
+from manual_ops.check.causes import UNSUPPORTED
 from manual_ops.check.report import Report, Row
 from manual_ops.check.run import CHECKS, check, select
 from manual_ops.testing.cases import CASES, OpCase
@@ -111,11 +112,13 @@ class Matrix:
         return [o for o in self.outcomes if (o.library, o.op, o.row.check) == wanted]
 
     def mark(self, library: str, op: str, check: str) -> str:
-        """``✓`` if no case failed, ``✗`` if one did, ``·`` if the check applies to none."""
-        verdicts = {outcome.row.verdict for outcome in self.of(library, op, check)}
-        if "FAIL" in verdicts:
+        """``✗`` if a case failed, ``–`` if one is unsupported, ``·`` if there is none, or ``✓``."""
+        rows = [outcome.row for outcome in self.of(library, op, check)]
+        if any(row.failed for row in rows):
             return "✗"
-        return "✓" if verdicts - {"n/a"} else "·"
+        if any(row.verdict == "n/a" and row.detail in UNSUPPORTED for row in rows):
+            return "–"
+        return "✓" if any(row.verdict != "n/a" for row in rows) else "·"
 
     def cell(self, op: str, check: str) -> str:
         """The marks of all libraries."""
@@ -199,8 +202,9 @@ class Matrix:
         yield f"```sh\n{command}\n```\n"
         yield (
             f"Each cell is {', then '.join(self.libraries)}. ✓: the check passed on every case of "
-            "the op in `manual_ops/testing/cases.py`; ✗: it failed on some, and the list below "
-            "says on which; ·: there is nothing to check. In the columns of compilation one case "
+            "the op in `manual_ops/testing/cases.py` that it applies to; ✗: it failed on some, and "
+            "the list below says on which; –: some do not support what is checked, and the others "
+            "passed; ·: there is nothing to check. In the columns of compilation one case "
             f"of an op stands for all. ✓: {self.summary()}.\n"
         )
         for group, names in self.groups():

@@ -54,8 +54,8 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
     """See :class:`torch.nn.SyncBatchNorm` and :mod:`manual_ops.ops.sync_batch_norm`.
 
     Unlike torch's, on any device, CPU included, and differentiable more than once. Where there is
-    a single process, and in evaluation, it is batch norm. (DistributedDataParallel refuses every
-    subclass of torch's class on a CPU; there the gradients have to be averaged otherwise.)
+    a single process, and in evaluation, it is batch norm. (DistributedDataParallel refuses to wrap
+    this layer on a CPU, like torch's: wrap the model with batch norms, and convert them then.)
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
                 f"adaptive_avg_pool2d: expected input of at least {len(wanted) + 1} dims for "
                 f"output_size={wanted}, got {tuple(input.shape)}"
             )
-        kept = input.shape[input.dim() - len(wanted) :]
-        sizes = tuple(k if w is None else w for w, k in zip(wanted, kept, strict=True))
+        own = input.shape[input.dim() - len(wanted) :]
+        sizes = tuple(o if w is None else w for w, o in zip(wanted, own, strict=True))
     output: Tensor = _adaptive_avg_pool2d(input, sizes)
     return output

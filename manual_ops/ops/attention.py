@@ -44,6 +44,7 @@ from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import lower_precision, widen
 from ._refusal import no_tensor
+from .softmax import times_jacobian
 
 # Scores in a block of backward: for each thread of a CPU what stays in its cache; elsewhere more,
 # as launches are dear.
@@ -143,7 +144,7 @@ class _Attention(Function):
             scores_tangent = scores_tangent + widen(query_tangent) * scale @ widen(key).mT
         if key_tangent is not None:
             scores_tangent = scores_tangent + scaled @ widen(key_tangent).mT
-        weights_tangent = _product(_times_jacobian(scores_tangent, p), *factors)
+        weights_tangent = _product(times_jacobian(scores_tangent, p, -1), *factors)
         output_tangent = weights_tangent @ widen(value)
         if value_tangent is not None:
             output_tangent = output_tangent + _product(p, *factors) @ widen(value_tangent)
@@ -193,7 +194,7 @@ def _gradients(
             parts.append(_product(grad_weights, attends))
         into_scores = _product(sum(parts[1:], start=parts[0]), keep)
         out = into_scores if in_place and grad_output is not None else None
-        grad_scores = _times_jacobian(into_scores, p, out=out)
+        grad_scores = times_jacobian(into_scores, p, -1, out=out)
         if needs_query:
             grad_query = times(grad_scores, key)
             grad_query = grad_query.mul_(scale) if in_place else grad_query * scale
@@ -306,11 +307,6 @@ def _probabilities(
     return torch.softmax(scores, -1)
 
 
-def _times_jacobian(vector: Tensor, p: Tensor, *, out: Tensor | None = None) -> Tensor:
-    product = torch.mul(p, vector, out=out)
-    return torch.addcmul(product, p, product.sum(-1, keepdim=True), value=-1, out=out)
-
-
 def _dropout_factor(kept: Tensor | None, p: float, dtype: torch.dtype) -> Tensor | None:
     return None if kept is None else kept.to(dtype) * (0.0 if p == 1 else 1 / (1 - p))
 
@@ -365,6 +361,7 @@ def scaled_dot_product_attention(
     Raises:
         RuntimeError: Shapes or dtypes do not fit each other; both ``attn_mask`` and
             ``is_causal``; ``dropout_p`` outside [0, 1]; heads that cannot be grouped.
+        TypeError: ``query``, ``key`` or ``value`` is no tensor.
     """
     output, _ = attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, need_weights=False

@@ -145,7 +145,9 @@ def avg_pool2d(
         ``(N, C, H_out, W_out)``, or without N.
 
     Raises:
-        RuntimeError: Shapes or settings that do not fit.
+        IndexError: ``input`` of fewer than 3 dims.
+        RuntimeError: Other shapes or settings that do not fit.
+        TypeError: ``input`` is no tensor.
     """
     kernel = as_tuple(kernel_size, 2)
     output: Tensor = _avg_pool2d(

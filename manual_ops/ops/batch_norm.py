@@ -50,8 +50,8 @@ class _TrainingBatchNorm(Function):
     def forward(
         input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, n = widen(input), _positions(input)
-        variance, mean = torch.var_mean(x, _over_positions(x), correction=0)
+        x, n = widen(input), positions(input)
+        variance, mean = torch.var_mean(x, over_positions(x), correction=0)
         rstd = torch.rsqrt(variance + eps)
         output = normalised(x, mean, rstd, weight, bias).to(input.dtype)
         return output, mean, rstd, variance * (n / max(n - 1, 1))
@@ -97,6 +97,9 @@ class _TrainingBatchNorm(Function):
         return *training_tangents(*tangents, input, weight, mean, rstd), None
 
 
+plain_training = _TrainingBatchNorm.forward
+
+
 @fusible
 def training_gradients(
     grad_output: Tensor | None,
@@ -121,7 +124,7 @@ def training_gradients(
         grad_weight = None if products is None else products * rstd
     if needs_input:
         # dL/dx = scale g + slope (x - m) + shift, each of the three a number per channel
-        n = _positions(input)
+        n = positions(input)
         if grad_output is None:
             scale, slope, shift = None, torch.zeros_like(rstd), torch.zeros_like(mean)
         else:
@@ -146,13 +149,13 @@ def training_tangents(
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y', m' and r' in training."""
-    over = _over_positions(input)
+    over = over_positions(input)
     tangent = widen(torch.zeros_like(input) if input_tangent is None else input_tangent)
-    centred = widen(input) - _per_channel(mean, input)
+    centred = widen(input) - per_channel(mean, input)
     mean_tangent = tangent.mean(over)
     rstd_tangent = -(rstd**3) * (centred * tangent).mean(over)
     statistics = (mean_tangent, rstd_tangent)
-    output_tangent = _output_tangent(
+    output_tangent = tangent_of_output(
         tangent, centred, rstd, weight, *statistics, weight_tangent, bias_tangent
     )
     return output_tangent.to(input.dtype), *statistics
@@ -206,12 +209,12 @@ class _EvaluationBatchNorm(Function):
         input, weight, mean, variance = ctx.saved_tensors
         rstd = torch.rsqrt(widen(variance) + ctx.eps)
         scale = rstd if weight is None else rstd * weight
-        tangent = input_tangent * _per_channel(scale, input)
+        tangent = input_tangent * per_channel(scale, input)
         if weight_tangent is not None:
-            centred = input - _per_channel(mean, input)
-            tangent = tangent + centred * _per_channel(rstd * weight_tangent, input)
+            centred = input - per_channel(mean, input)
+            tangent = tangent + centred * per_channel(rstd * weight_tangent, input)
         if bias_tangent is not None:
-            tangent = tangent + _per_channel(bias_tangent, input)
+            tangent = tangent + per_channel(bias_tangent, input)
         return tangent.to(input.dtype)
 
 
@@ -231,7 +234,7 @@ def _evaluation_gradients(
     rstd: Any = torch.rsqrt(widen(variance) + eps) if needs_input or needs_weight else None
     if needs_input:
         scale = rstd if weight is None else rstd * weight
-        grad_input = grad_output * _per_channel(scale, grad_output)
+        grad_input = grad_output * per_channel(scale, grad_output)
     grad_bias, products, _ = _sums(grad_output, input, mean, needs_bias, needs_weight)
     return grad_input, None if products is None else products * rstd, grad_bias
 
@@ -264,7 +267,7 @@ def fused_evaluation(
     )
 
 
-def _output_tangent(
+def tangent_of_output(
     tangent: Tensor,
     centred: Tensor,
     rstd: Tensor,
@@ -275,15 +278,15 @@ def _output_tangent(
     bias_tangent: Tensor | None,
 ) -> Tensor:
     """Return y' = w (r (x' - m') + r' (x - m)) + w' h + b'."""
-    output_tangent = tangent - _per_channel(mean_tangent, tangent)
-    output_tangent = output_tangent * _per_channel(rstd, tangent)
-    output_tangent = output_tangent + centred * _per_channel(rstd_tangent, tangent)
+    output_tangent = tangent - per_channel(mean_tangent, tangent)
+    output_tangent = output_tangent * per_channel(rstd, tangent)
+    output_tangent = output_tangent + centred * per_channel(rstd_tangent, tangent)
     if weight is not None:
-        output_tangent = output_tangent * _per_channel(weight, tangent)
+        output_tangent = output_tangent * per_channel(weight, tangent)
     if weight_tangent is not None:
-        output_tangent = output_tangent + centred * _per_channel(rstd * weight_tangent, tangent)
+        output_tangent = output_tangent + centred * per_channel(rstd * weight_tangent, tangent)
     if bias_tangent is not None:
-        output_tangent = output_tangent + _per_channel(bias_tangent, tangent)
+        output_tangent = output_tangent + per_channel(bias_tangent, tangent)
     return output_tangent
 
 
@@ -293,7 +296,7 @@ def _sums(
     """Return sum_n g and sum_n g (x - m), each if asked for, and x - m where it is at hand."""
     if not of_products or x is None or mean is None:
         return _sum(widen(g)) if of_g else None, None, None
-    mean = _per_channel(widen(mean), x)
+    mean = per_channel(widen(mean), x)
     overwrite = may_overwrite(g)
     if not overwrite or block_length(x) >= len(x):
         centred = widen(x) - mean
@@ -319,10 +322,10 @@ def _combined(
     centred: Tensor | None,
 ) -> Tensor:
     """Return scale g + slope (x - m) + shift, in the dtype of ``x``; works in ``centred``."""
-    slope, mean, shift = (_per_channel(channels, x) for channels in (slope, mean, shift))
+    slope, mean, shift = (per_channel(channels, x) for channels in (slope, mean, shift))
     if g is None or scale is None:
         return torch.addcmul(shift, widen(x) - mean, slope).to(x.dtype)
-    scale = _per_channel(scale, x)
+    scale = per_channel(scale, x)
     # Not addcmul(shift, room, slope): with two of three broadcast it takes 7 times as long.
     if centred is not None:
         return centred.mul_(slope).add_(shift).addcmul_(widen(g), scale).to(x.dtype)
@@ -344,19 +347,21 @@ def _part(room: Tensor | None, block: Tensor) -> Tensor | None:
 def _sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Sum over positions: over those of each sample first, which is faster than all at once."""
     if x.dim() > 2:
-        x = x.sum(_over_positions(x)[1:], dtype=dtype)
+        x = x.sum(over_positions(x)[1:], dtype=dtype)
     return x.sum(0, dtype=dtype)
 
 
-def _over_positions(x: Tensor) -> list[int]:
+def over_positions(x: Tensor) -> list[int]:
+    """Return all dims but that of the channels."""
     return [0, *range(2, x.dim())]
 
 
-def _positions(x: Tensor) -> int:
+def positions(x: Tensor) -> int:
+    """Return N."""
     return x.numel() // max(x.shape[1], 1)
 
 
-def _per_channel(channels: Tensor, like: Tensor) -> Tensor:
+def per_channel(channels: Tensor, like: Tensor) -> Tensor:
     """Reshape ``(C,)`` to broadcast along dim 1 of ``like``."""
     return channels.reshape(-1, *(1 for _ in range(like.dim() - 2)))
 
@@ -365,10 +370,10 @@ def normalised(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """Return ``h w + b``."""
-    output = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
+    output = (x - per_channel(mean, x)) * per_channel(rstd, x)
     if weight is not None:
-        output = output * _per_channel(weight, x)
-    return output if bias is None else output + _per_channel(bias, x)
+        output = output * per_channel(weight, x)
+    return output if bias is None else output + per_channel(bias, x)
 
 
 _EXPECTS = "input (N, C, *) of floating dtype and (C,) for everything else"
@@ -408,6 +413,7 @@ def batch_norm(
         ValueError: One value per channel in training; ``eps`` not positive (training), negative.
         RuntimeError: A per-channel argument of another length than C; no running statistics in
             evaluation.
+        TypeError: ``input`` or a per-channel argument is no tensor.
     """
     check(input, training, eps, running_mean, running_var, weight, bias)
     if input.numel() == 0:  # no statistics: nothing to normalise by, nothing to track

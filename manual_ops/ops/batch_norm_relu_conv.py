@@ -20,8 +20,8 @@ It is the chain rule through three ops, whose derivations stand in batch_norm.py
 conv.py. Apart they save x for the norm, ``a`` for the rectifier and the convolution. Here ``a`` is
 computed again in backward, from x, m and r: one pass over memory, where a convolution takes many.
 Where ``a`` is wanted as well, as the residual of a later block, it is a second output, and what
-reaches it is added to ``A``. m and r are outputs, for the sake of higher orders, as in batch_norm.py.
-In evaluation m and v are constants, and the three ops run one after another.
+reaches it is added to ``A``. m and r are outputs, for the sake of higher orders, as in
+batch_norm.py. In evaluation m and v are constants, and the three ops run one after another.
 Source: Ioffe and Szegedy, Batch Normalization (2015), section 3; He et al., Identity Mappings in
 Deep Residual Networks (2016); recomputation: Pleiss et al., Memory-Efficient Implementation of
 DenseNets (2017).
@@ -40,17 +40,17 @@ from .._precision import lower_precision, widen
 from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
 from .batch_norm import (
-    _TrainingBatchNorm,
     batch_norm,
     check,
     fused_evaluation,
     fused_training,
     normalised,
+    plain_training,
     track,
     training_gradients,
     training_tangents,
 )
-from .conv import EXPECTS, _Convolution, conv2d, gradients, remember, symmetric_padding, tangent
+from .conv import EXPECTS, Sizes, conv2d, gradients, plain_convolution, symmetric_padding, tangent
 from .relu import chain, relu
 
 
@@ -71,7 +71,7 @@ class _BatchNormReLUConvolution(Function):
         dilation: tuple[int, ...],
         groups: int,
     ) -> tuple[Tensor, ...]:
-        output, *statistics = _TrainingBatchNorm.forward(input, weight, bias, eps)
+        output, *statistics = plain_training(input, weight, bias, eps)
         activation = torch.relu(output if residual is None else output + residual)
         geometry = (stride, padding, dilation, groups)
         return _convolved(activation, conv_weight, conv_bias, *geometry), activation, *statistics
@@ -80,7 +80,7 @@ class _BatchNormReLUConvolution(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, weight, bias, residual, conv_weight, _conv_bias, _eps, *geometry = inputs
         _output, activation, mean, rstd, unbiased_variance = output
-        remember(ctx, activation, conv_weight, geometry)
+        ctx.sizes = Sizes.of(activation, conv_weight, geometry)
         ctx.mark_non_differentiable(unbiased_variance)
         ctx.set_materialize_grads(False)
         saved = (input, weight, mean, rstd, bias, residual, conv_weight)
@@ -103,7 +103,7 @@ class _BatchNormReLUConvolution(Function):
         if grad_output is not None:
             needs = (True, needs_conv_weight, needs_conv_bias)
             convolved = activation.to(conv_weight.dtype)
-            g, *of_convolution = gradients(ctx, grad_output, convolved, conv_weight, needs)
+            g, *of_convolution = gradients(grad_output, convolved, conv_weight, ctx.sizes, needs)
             grad_conv_weight, grad_conv_bias = of_convolution
         g = _passed_back(g, grad_activation, activation)
         cotangents = (g, grad_mean, grad_rstd)
@@ -141,7 +141,7 @@ class _BatchNormReLUConvolution(Function):
             activation_tangent.to(conv_weight.dtype),
             conv_weight_tangent,
             conv_bias_tangent,
-            ctx.geometry,
+            ctx.sizes.geometry,
         )
         return output_tangent, activation_tangent, *of_statistics, None
 
@@ -198,7 +198,7 @@ def _rectified_in_place(output: Tensor, residual: Tensor | None) -> Tensor:
 def _convolved(
     activation: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *geometry: Any
 ) -> Tensor:
-    return _Convolution.forward(activation.to(conv_weight.dtype), conv_weight, conv_bias, *geometry)
+    return plain_convolution(activation.to(conv_weight.dtype), conv_weight, conv_bias, *geometry)
 
 
 _batch_norm_relu_convolution = bind(
@@ -256,8 +256,9 @@ def batch_norm_relu_conv2d(
     Raises:
         ValueError, RuntimeError: What :func:`batch_norm` and :func:`conv2d` refuse; a residual of
             another shape than ``input``.
+        TypeError: What should be a tensor is none.
     """
-    _check(input, conv_weight, residual)
+    _check(input, weight, bias, conv_weight, residual)
     statistics = (running_mean, running_var)
     strides, dilations = as_tuple(stride, 2), as_tuple(dilation, 2)
     paddings = symmetric_padding(padding, conv_weight, strides, dilations)
@@ -280,12 +281,19 @@ def batch_norm_relu_conv2d(
     return (convolved, activation) if return_activation else convolved
 
 
-def _check(input: Tensor, conv_weight: Tensor, residual: Tensor | None) -> None:
-    given = {"input": input, "conv_weight": conv_weight}
-    given |= {} if residual is None else {"residual": residual}
-    if not all(isinstance(tensor, Tensor) for tensor in given.values()):
-        raise no_tensor("batch_norm_relu_conv2d", **given)
-    for name, tensor in given.items():
+def _check(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_weight: Tensor,
+    residual: Tensor | None,
+) -> None:
+    images = {"input": input, "conv_weight": conv_weight}
+    images |= {} if residual is None else {"residual": residual}
+    channels = {name: t for name, t in (("weight", weight), ("bias", bias)) if t is not None}
+    if not all(isinstance(tensor, Tensor) for tensor in (images | channels).values()):
+        raise no_tensor("batch_norm_relu_conv2d", **images, **channels)
+    for name, tensor in images.items():
         if tensor.dim() != 4:
             raise RuntimeError(
                 f"batch_norm_relu_conv2d: expected {name} of 4 dims, got {tuple(tensor.shape)}"

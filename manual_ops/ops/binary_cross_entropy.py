@@ -8,7 +8,8 @@ Backward:  dL/dx[i] = -r[i] w[i] (t[i] / x[i] - (1 - t[i]) / (1 - x[i]))
            dL/dt[i] = r[i] w[i] (log(1 - x[i]) - log x[i])
 Tangent:   l'[i] = dl[i]/dx[i] x'[i] + dl[i]/dt[i] t'[i], reduced like l
 
-The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. The denominator is kept at 1e-12 or more, as torch does, so that x = 0 and x = 1 stay finite.
+The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. The denominator is
+kept at 1e-12 or more, as torch does, so that x = 0 and x = 1 stay finite.
 Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.90.
 """
 

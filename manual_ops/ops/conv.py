@@ -24,7 +24,7 @@ Bengio, Courville, Deep Learning (2016), section 9.5.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class _Convolution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _bias, *geometry = inputs
-        remember(ctx, input, weight, geometry)
+        ctx.sizes = Sizes.of(input, weight, geometry)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -74,7 +74,7 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        found = gradients(ctx, grad_output, input, weight, ctx.needs_input_grad[:3])
+        found = gradients(grad_output, input, weight, ctx.sizes, ctx.needs_input_grad[:3])
         return *found, None, None, None, None
 
     @staticmethod
@@ -87,41 +87,52 @@ class _Convolution(Function):
     ) -> Tensor:
         input, weight = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
-        return tangent(input, weight, *tangents, ctx.geometry)
+        return tangent(input, weight, *tangents, ctx.sizes.geometry)
 
 
-def remember(ctx: Any, input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> None:
-    """Keep on ``ctx`` what :func:`gradients` needs beside tensors."""
-    ctx.geometry = geometry
-    ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
-    ctx.channels_last = is_channels_last(input) or is_channels_last(weight)
+plain_convolution = _Convolution.forward
+
+
+class Sizes(NamedTuple):
+    """What backward needs beside tensors."""
+
+    input: torch.Size
+    weight: torch.Size
+    channels_last: bool
+    geometry: Sequence[Any]  # stride, padding, dilation, groups
+
+    @staticmethod
+    def of(input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> "Sizes":
+        """Return those of a convolution of ``input`` with ``weight``."""
+        channels_last = is_channels_last(input) or is_channels_last(weight)
+        return Sizes(input.shape, weight.shape, channels_last, geometry)
 
 
 def gradients(
-    ctx: Any, grad_output: Tensor, input: Any, weight: Any, needs: Sequence[bool]
+    grad_output: Tensor, input: Any, weight: Any, sizes: Sizes, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     needs_input, needs_weight, needs_bias = needs
-    if grad_output.shape[1] != ctx.weight_shape[0]:  # without channels ATen puts out none
-        shapes = (ctx.input_shape, ctx.weight_shape, ctx.weight_shape[:1])
+    if grad_output.shape[1] != sizes.weight[0]:  # without channels ATen puts out none
+        shapes = (sizes.input, sizes.weight, sizes.weight[:1])
         zeros = map(grad_output.new_zeros, shapes)
         return tuple(z if needed else None for z, needed in zip(zeros, needs, strict=True))
-    grad_output = laid_out(grad_output, ctx.channels_last)
+    grad_output = laid_out(grad_output, sizes.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
         grad_input = _by_real_parts(
-            lambda g, w: _input_gradient(g, w, ctx.input_shape, *ctx.geometry),
+            lambda g, w: _input_gradient(g, w, sizes.input, *sizes.geometry),
             grad_output,
             weight.conj(),
         )
-        grad_input = laid_out(grad_input, ctx.channels_last)
+        grad_input = laid_out(grad_input, sizes.channels_last)
     if needs_weight:
         grad_weight = _by_real_parts(
-            lambda g, x: weight_gradient(g, x, ctx.weight_shape, *ctx.geometry),
+            lambda g, x: weight_gradient(g, x, sizes.weight, *sizes.geometry),
             grad_output,
             input.conj(),
         )
-        grad_weight = laid_out(grad_weight, ctx.channels_last)
+        grad_weight = laid_out(grad_weight, sizes.channels_last)
     if needs_bias:
         grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
     return grad_input, grad_weight, grad_bias
@@ -136,8 +147,8 @@ def tangent(
     geometry: Sequence[Any],
 ) -> Tensor:
     """Return ``conv(x', W) + conv(x, W') + b'``."""
-    output_tangent = _Convolution.forward(input_tangent, weight, bias_tangent, *geometry)
-    return output_tangent + _Convolution.forward(input, weight_tangent, None, *geometry)
+    output_tangent = plain_convolution(input_tangent, weight, bias_tangent, *geometry)
+    return output_tangent + plain_convolution(input, weight_tangent, None, *geometry)
 
 
 def _by_real_parts(
@@ -184,6 +195,7 @@ _convolution = bind(_Convolution, EXPECTS)
 
 def convolve(
     name: str,
+    dims: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -193,8 +205,7 @@ def convolve(
     groups: int,
     op: Callable[..., Tensor] = _convolution,
 ) -> Tensor:
-    """Check the arguments of the op ``name``, resolve ``padding`` and call ``op``."""
-    dims = int(name[4])
+    """Check the arguments of ``name``, over ``dims`` dims, resolve ``padding`` and call ``op``."""
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         raise no_tensor(name, input=input, weight=weight)
     if weight.dim() != dims + 2 or input.dim() not in (dims + 1, dims + 2):
@@ -293,8 +304,9 @@ def conv1d(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
+        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
     """
-    return convolve("conv1d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -323,5 +335,6 @@ def conv2d(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
+        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
     """
-    return convolve("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    return convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)

@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from ._sizes import IntOrTuple
-from .conv import EXPECTS, _Convolution, convolve, gradients, remember, tangent
+from .conv import EXPECTS, Sizes, convolve, gradients, plain_convolution, tangent
 from .relu import chain
 
 
@@ -43,12 +43,12 @@ class _ConvolutionReLU(Function):
         groups: int,
     ) -> Tensor:
         geometry = (stride, padding, dilation, groups)
-        return torch.relu(_Convolution.forward(input, weight, bias, *geometry))
+        return torch.relu(plain_convolution(input, weight, bias, *geometry))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _bias, *geometry = inputs
-        remember(ctx, input, weight, geometry)
+        ctx.sizes = Sizes.of(input, weight, geometry)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_weight else None, weight if needs_input else None, output
@@ -59,7 +59,7 @@ class _ConvolutionReLU(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         h = chain(grad_output, output)
-        found = gradients(ctx, h, input, weight, ctx.needs_input_grad[:3])
+        found = gradients(h, input, weight, ctx.sizes, ctx.needs_input_grad[:3])
         return *found, None, None, None, None
 
     @staticmethod
@@ -72,12 +72,12 @@ class _ConvolutionReLU(Function):
     ) -> Tensor:
         input, weight, output = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
-        return chain(tangent(input, weight, *tangents, ctx.geometry), output)
+        return chain(tangent(input, weight, *tangents, ctx.sizes.geometry), output)
 
 
 def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """``_ConvolutionReLU.forward`` with y in the place of c."""
-    return torch.relu_(_Convolution.forward(input, weight, bias, *geometry))
+    return torch.relu_(plain_convolution(input, weight, bias, *geometry))
 
 
 _convolution_relu = bind(_ConvolutionReLU, EXPECTS, _in_place)
@@ -108,6 +108,7 @@ def conv2d_relu(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
+        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
     """
     settings = (stride, padding, dilation, groups)
-    return convolve("conv2d", input, weight, bias, *settings, op=_convolution_relu)
+    return convolve("conv2d_relu", 2, input, weight, bias, *settings, op=_convolution_relu)

@@ -303,6 +303,7 @@ def cross_entropy(
         ValueError: Batch sizes differ; unknown ``reduction``.
         RuntimeError: Other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
             ``weight`` of class indices requires grad.
+        TypeError: ``input`` or ``target`` is no tensor.
     """
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         raise no_tensor("cross_entropy", input=input, target=target)

@@ -71,6 +71,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     Raises:
         ValueError: ``p`` outside [0, 1].
         RuntimeError: ``inplace`` on a leaf that requires grad.
+        TypeError: ``input`` is no tensor.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")

@@ -30,13 +30,11 @@ def _chain(tangent: Tensor, input: Tensor, alpha: float) -> Tensor:
 @accumulate_wide
 def _in_place(tangent: Tensor, input: Tensor, alpha: float, *, out: Tensor) -> Tensor:
     # As a power of 2: torch.exp is 3 times slower on CPUs where it is left to MKL.
-    slope = torch.mul(input, _LOG2_E, out=out).clamp_(max=0).exp2_()
+    slope = torch.mul(input, math.log2(math.e), out=out).clamp_(max=0).exp2_()
     if alpha != 1:
         slope.mul_(torch.threshold_(input.sign(), 0, alpha))
     return slope.nan_to_num_(1).mul_(tangent)
 
-
-_LOG2_E = 1 / math.log(2)
 
 _elu = bind_pointwise(torch.nn.functional.elu, _chain, save="input", in_place=_in_place)
 

@@ -33,19 +33,19 @@ class _Embedding(Function):
     @staticmethod
     def forward(
         weight: Tensor,
-        indices: Tensor,
+        input: Tensor,
         padding_idx: int | None,
         scale_grad_by_freq: bool,
         sparse: bool,
     ) -> Tensor:
-        return torch.embedding(weight, indices)
+        return torch.embedding(weight, input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, indices, *ctx.settings = inputs
+        weight, input, *ctx.settings = inputs
         ctx.rows = weight.shape[0]
-        ctx.save_for_backward(indices)
-        ctx.save_for_forward(indices)
+        ctx.save_for_backward(input)
+        ctx.save_for_forward(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,7 +98,7 @@ def _sparse_gradient(g: Tensor, index: Tensor, rows: int, padding_idx: int | Non
 
 _embedding = bind(
     _Embedding,
-    "indices an int64 or int32 tensor with values in [0, weight.shape[0]), weight (V, D)",
+    "input an int64 or int32 tensor with values in [0, weight.shape[0]), weight (V, D)",
 )
 
 

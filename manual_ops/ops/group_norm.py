@@ -79,6 +79,7 @@ def group_norm(
         RuntimeError: ``num_groups`` does not divide C, or a parameter is not of shape ``(C,)``.
         ZeroDivisionError: ``num_groups`` is 0.
         NotImplementedError: Integer ``input``.
+        TypeError: ``weight`` or ``bias`` is no tensor.
     """
     _check(input, num_groups, weight, bias)
     input_, weight_, bias_ = full_precision(input, weight, bias, on_cpu=False)

@@ -78,7 +78,8 @@ def layer_norm(
     Raises:
         RuntimeError: ``input`` does not end in ``normalized_shape``, or weight or bias has
             another shape.
-        TypeError: ``normalized_shape`` is no sequence.
+        NotImplementedError: Integer ``input``.
+        TypeError: ``normalized_shape`` is no sequence, or what should be a tensor is none.
     """
     shape = tuple(normalized_shape)
     _check(input, shape, weight, bias)

@@ -54,7 +54,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         Same shape and dtype as ``input``. The derivative at 0 is ``negative_slope``.
 
     Raises:
-        RuntimeError: Integer ``input``; ``inplace`` on a leaf that requires grad.
+        NotImplementedError: Integer ``input``.
+        RuntimeError: ``inplace`` on a leaf that requires grad.
+        TypeError: ``input`` is no tensor.
     """
     op = _from_output if negative_slope >= 0 else _from_input
     output: Tensor = op.overwriting(input, negative_slope) if inplace else op(input, negative_slope)

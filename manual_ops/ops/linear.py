@@ -118,6 +118,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
+        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
     """
     return called(_linear, input, weight, bias)
 

@@ -80,5 +80,6 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
+        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
     """
     return called(_linear_relu, input, weight, bias)

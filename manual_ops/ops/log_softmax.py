@@ -52,6 +52,7 @@ def log_softmax(
 
     Raises:
         IndexError: ``dim`` out of range.
+        TypeError: ``input`` is no tensor.
     """
     input, dim = prepare(input, dim, dtype, "log_softmax", _stacklevel)
     output: Tensor = _log_softmax(input, dim)

@@ -311,6 +311,7 @@ def max_pool2d(
 
     Raises:
         RuntimeError: Shapes or settings that do not fit.
+        TypeError: ``input`` is no tensor.
     """
     kernel = as_tuple(kernel_size, 2)
     strides = kernel if stride is None else as_tuple(stride, 2) or kernel

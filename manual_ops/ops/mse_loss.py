@@ -90,10 +90,10 @@ class _WeightedMSELoss(Function):
             factor = torch.zeros_like(difference)
         else:
             factor = grad_output / total if ctx.is_mean else grad_output
-        if needs_input:
-            grad_input = _plus(2 * factor * weight * difference, grad_difference)
-        if needs_target:
-            grad_target = -_plus(2 * factor * weight * difference, grad_difference)
+        if needs_input or needs_target:
+            slope = _plus(2 * factor * weight * difference, grad_difference)
+            grad_input = slope if needs_input else None
+            grad_target = -slope if needs_target else None
         if needs_weight:
             # Of a broadcast target a weight counts for several losses, but once in the sum.
             grad_weight = (factor * difference.square()).sum_to_size(ctx.weight_shape)

@@ -161,6 +161,7 @@ def nll_loss(
         IndexError: A target outside [0, C), on CPU.
         ValueError: Batch sizes differ; unknown ``reduction``.
         RuntimeError: Other shapes that do not fit; ``weight`` requires grad.
+        TypeError: ``input`` or ``target`` is no tensor.
     """
     reduction = resolve_reduction(reduction, size_average, reduce)
     refuse_grad("nll_loss", weight=weight)

@@ -40,6 +40,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         RuntimeError: ``inplace`` on a leaf that requires grad.
+        TypeError: ``input`` is no tensor.
     """
     output: Tensor = _relu.overwriting(input) if inplace else _relu(input)
     return output

@@ -38,6 +38,9 @@ def sigmoid(input: Tensor) -> Tensor:
 
     Returns:
         Same shape as ``input``, values in [0, 1].
+
+    Raises:
+        TypeError: ``input`` is no tensor.
     """
     output: Tensor = _sigmoid(input)
     return output

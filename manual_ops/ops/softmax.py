@@ -20,14 +20,15 @@ from ._softmax import bind_softmax, prepare
 
 
 @accumulate_wide
-def _times_jacobian(
+def times_jacobian(
     vector: Tensor, output: Tensor, dim: int, *, out: Tensor | None = None
 ) -> Tensor:
+    """Return the product of ``vector`` and the Jacobian, either way round."""
     product = torch.mul(vector, output, out=out)
     return torch.addcmul(product, output, product.sum(dim, keepdim=True), value=-1, out=out)
 
 
-_softmax = bind_softmax(torch.softmax, _times_jacobian, _times_jacobian)
+_softmax = bind_softmax(torch.softmax, times_jacobian, times_jacobian)
 
 
 def softmax(
@@ -49,6 +50,7 @@ def softmax(
 
     Raises:
         IndexError: ``dim`` out of range.
+        TypeError: ``input`` is no tensor.
     """
     input, dim = prepare(input, dim, dtype, "softmax", _stacklevel)
     output: Tensor = _softmax(input, dim)

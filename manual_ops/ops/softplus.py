@@ -54,7 +54,8 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
         Same shape as ``input``, non-negative; float32 for half inputs under CUDA autocast.
 
     Raises:
-        RuntimeError: Integer ``input``.
+        NotImplementedError: Integer ``input``.
+        TypeError: ``input`` is no tensor.
     """
     (input_,) = full_precision(input, on_cpu=False)
     output: Tensor = _softplus(input_, beta, threshold)

@@ -37,7 +37,14 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._precision import widen
-from .batch_norm import _output_tangent, _over_positions, _per_channel, _positions, normalised
+from .batch_norm import (
+    normalised,
+    over_positions,
+    per_channel,
+    positions,
+    tangent_of_output,
+    track,
+)
 
 
 class _SumOverProcesses(Function):
@@ -96,8 +103,8 @@ class _SyncBatchNorm(Function):
         input, weight, mean, rstd, count = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *_nothing = ctx.needs_input_grad
         g = widen(torch.zeros_like(input) if grad_output is None else grad_output)
-        centred = widen(input) - _per_channel(mean, input)
-        over = _over_positions(g)
+        centred = widen(input) - per_channel(mean, input)
+        over = over_positions(g)
         grad_bias, grad_weight = g.sum(over), (g * centred).sum(over) * rstd
         grad_input = None
         if needs_input:
@@ -109,8 +116,8 @@ class _SyncBatchNorm(Function):
             if grad_rstd is not None:
                 into_rstd = into_rstd + grad_rstd * rstd**3
             total = _sum_over_processes(torch.stack([into_mean, into_rstd]), ctx.group) / count
-            shift, slope = (_per_channel(channels, input) for channels in total.unbind())
-            grad_input = g * _per_channel(scale, input) - centred * slope - shift
+            shift, slope = (per_channel(channels, input) for channels in total.unbind())
+            grad_input = g * per_channel(scale, input) - centred * slope - shift
             grad_input = grad_input.to(input.dtype)
         return (
             grad_input,
@@ -130,12 +137,12 @@ class _SyncBatchNorm(Function):
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd, count = ctx.saved_tensors
         tangent = widen(torch.zeros_like(input) if input_tangent is None else input_tangent)
-        centred = widen(input) - _per_channel(mean, input)
-        over = _over_positions(input)
+        centred = widen(input) - per_channel(mean, input)
+        over = over_positions(input)
         sums = torch.stack([tangent.sum(over), (centred * tangent).sum(over)])
         mean_tangent, rstd_tangent = (_sum_over_processes(sums, ctx.group) / count).unbind()
         rstd_tangent = -(rstd**3) * rstd_tangent
-        output_tangent = _output_tangent(
+        output_tangent = tangent_of_output(
             tangent,
             centred,
             rstd,
@@ -153,8 +160,8 @@ def _gathered_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]
     channels = x.shape[1]
     own = x.new_zeros(2 * channels + 1)  # of an empty batch all zero
     if x.numel():
-        own[channels:-1], own[:channels] = torch.var_mean(x, _over_positions(x), correction=0)
-        own[-1] = _positions(x)
+        own[channels:-1], own[:channels] = torch.var_mean(x, over_positions(x), correction=0)
+        own[-1] = positions(x)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)
     means, variances, counts = torch.stack(gathered).split([channels, channels, 1], 1)
@@ -201,7 +208,5 @@ def sync_batch_norm(
     output, mean, _rstd, unbiased_variance, _count = _sync_batch_norm(
         input, weight, bias, eps, process_group
     )
-    for running, batch in ((running_mean, mean), (running_var, unbiased_variance)):
-        if running is not None:
-            running.mul_(1 - momentum).add_(batch.detach(), alpha=momentum)
+    track((running_mean, running_var), (mean, unbiased_variance), momentum)
     return output

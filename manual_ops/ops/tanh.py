@@ -36,6 +36,9 @@ def tanh(input: Tensor) -> Tensor:
 
     Returns:
         Same shape as ``input``, values in [-1, 1].
+
+    Raises:
+        TypeError: ``input`` is no tensor.
     """
     output: Tensor = _tanh(input)
     return output

@@ -8,6 +8,7 @@ import pytest
 
 from manual_ops.check import CHECKS, Row
 from manual_ops.check.__main__ import main
+from manual_ops.check.causes import UNSUPPORTED
 from manual_ops.check.matrix import OPS, Matrix, Outcome
 from manual_ops.testing.cases import CASES
 
@@ -29,12 +30,15 @@ def test_mark_needs_every_case_to_pass() -> None:
         outcome("torch.nn", "matrix", "kink"),
         outcome("torch.nn", "scalar", "FAIL"),
         outcome("torch.nn", "scalar", "n/a", "gradient"),
+        outcome("manual_ops", "matrix", "pass", "gradient"),
+        Outcome("manual_ops", "relu", "scalar", Row("gradient", "n/a", detail=min(UNSUPPORTED))),
     )
     assert found.mark("manual_ops", "relu", "vmap") == "✓"
+    assert found.mark("manual_ops", "relu", "gradient") == "–"
     assert found.mark("torch.nn", "relu", "vmap") == "✗"
     assert found.mark("torch.nn", "relu", "gradient") == "·"
     assert found.cell("relu", "vmap") == "✓ ✗"
-    assert found.summary() == "manual_ops 1 of 1, torch.nn 0 of 1"
+    assert found.summary() == "manual_ops 1 of 2, torch.nn 0 of 1"
     assert list(found.failures()) == ["relu, torch.nn, vmap: found_FAIL (scalar)"]
     assert found.ok, "the exit code is that of the first library"
     assert not replace(found, libraries=("torch.nn",)).ok
@@ -97,4 +101,4 @@ def test_page_is_up_to_date() -> None:
         _, _, table = page.partition(f"| op | {' | '.join(names)} |\n")
         rows = table.split("\n\n")[0].splitlines()[1:]
         assert [row.split("|")[1].strip(" `") for row in rows] == list(OPS)
-        assert not [row for row in rows if "| ✗" in row], "ours fails"
+        assert not [row for row in rows if "| ✗" in row or "| –" in row], "ours fails"
