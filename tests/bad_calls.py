@@ -416,8 +416,8 @@ def _embedding() -> list[BadCall]:
     return [
         BadCall("embedding", mistake, {"input": indices(1, 2), "weight": ones(5, 3)} | a, words)
         for mistake, a, words in (
-            ("index_high", {"input": indices(1, 7)}, ("indices", "weight", "5, 3")),
-            ("index_negative", {"input": indices(-1)}, ("indices", "weight", "5, 3")),
+            ("index_high", {"input": indices(1, 7)}, ("input", "weight", "5, 3")),
+            ("index_negative", {"input": indices(-1)}, ("input", "weight", "5, 3")),
             ("float", {"input": ones(2)}, ("indices", "int64", "float")),
             ("no_tensor", {"input": [1]}, ("indices", "tensor", "list")),
             ("no_table", {"weight": 2.0}, ("weight", "Tensor", "float")),
