@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ._fuse import fusible
 from ._modes import forward_ad_active, may_overwrite
@@ -33,6 +34,11 @@ def bind(
       ApplyTemplate"): there PyTorch differentiates the plain formula, ``op.forward``.
     * torch.func needs two more things of ``jvp`` and ``setup_context``, see ``_Nestable``.
     * Where nothing is to be differentiated a Function is only overhead: ``forward`` is called.
+
+    And two of torch's own protocols. A tensor of a subclass goes through its
+    ``__torch_function__``, as with a function of torch: wrapped inside ``forward``, an output would
+    be a view, which cannot be changed in place. ``torch.jit.trace`` records ``forward``; it can
+    neither save a Function nor differentiate one.
 
     Args:
         op: Function with ``forward``, ``setup_context``, ``backward`` and ``jvp``. What it saves
@@ -61,16 +67,18 @@ def bind(
         try:
             if torch._C._are_functorch_transforms_active():
                 return transformed.apply(*args)
+            if has_torch_function(args) and not torch._C._is_torch_function_mode_enabled():
+                return handle_torch_function(apply, args, *args)
+            if torch._C._is_tracing():
+                return forward(*args)
             if _is_differentiated(args):
                 return eager.apply(*args)
             return bare_forward(*args)
         except _ARGUMENT_ERRORS as error:
-            if isinstance(error, UnicodeDecodeError):  # a uint8 label, printed as a character
-                error = IndexError("Target is out of bounds.")
-            if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
+            told = _explained(error, f"Expected {expects}.\nFound {_described(names, args)}.")
+            if told is None:
                 raise
-            message = f"{error}\nExpected {expects}.\nFound {_described(names, args)}."
-            raise type(error)(message) from error
+            raise told from error
 
     return apply
 
@@ -135,6 +143,15 @@ def _argument_names(op: type[Function]) -> tuple[str, ...]:
 
 
 _ARGUMENT_ERRORS = (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+def _explained(error: Exception, explanation: str) -> Exception | None:
+    """Return ``error`` with an explanation; None for what no argument is to blame for."""
+    if isinstance(error, UnicodeDecodeError):  # a uint8 label, printed as a character
+        error = IndexError("Target is out of bounds.")
+    if type(error) not in _ARGUMENT_ERRORS:  # out of memory, say
+        return None
+    return type(error)(f"{error}\n{explanation}")
 
 
 def _described(names: tuple[str, ...], args: tuple[Any, ...]) -> str:
@@ -288,6 +305,6 @@ def in_place_where_allowed(
 def _is_differentiated(args: tuple[Any, ...]) -> bool:
     if torch.is_grad_enabled():
         for arg in args:
-            if isinstance(arg, Tensor) and arg.requires_grad:
+            if isinstance(arg, Tensor) and arg.requires_grad and not arg.is_inference():
                 return True
     return forward_ad_active()

@@ -115,6 +115,7 @@ def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str,
 
 
 def _difference(ours: Tensor, theirs: Tensor, floor: float, name: str) -> Difference:
+    ours, theirs = _dense(ours), _dense(theirs)
     if ours.shape != theirs.shape:
         return Difference(math.inf, math.inf, f"{name}: other shape")
     if torch.equal(ours, theirs):
@@ -127,7 +128,12 @@ def _difference(ours: Tensor, theirs: Tensor, floor: float, name: str) -> Differ
 
 
 def _magnitude(tensor: Tensor) -> float:
-    return float(_wide(tensor).abs().max()) if tensor.numel() else 0.0
+    return float(_wide(_dense(tensor)).abs().max()) if tensor.numel() else 0.0
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return a sparse gradient, as an embedding's may be, as a dense one."""
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -10,19 +10,22 @@ from torch.autograd import forward_ad
 
 Table = TypeVar("Table")
 
+_TRACING = torch._C._TorchDispatchModeKey.PROXY
+
 
 def may_overwrite(grad_output: Tensor) -> bool:
     """Whether a backward may work in place on its own fresh temporaries.
 
     True for plain first-order eager backward. False where another layer watches the arithmetic:
-    a graph is being built on it (double backward), Dynamo traces it, forward mode carries
-    tangents through it, or ``grad_output`` is a batch of vectors (a temporary that does not
+    a graph is being built on it (double backward), Dynamo or ``make_fx`` traces it, forward mode
+    carries tangents through it, or ``grad_output`` is a batch of vectors (a temporary that does not
     depend on it is too small to hold the result).
     """
     return not (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or forward_ad_active()
+        or torch._C._get_dispatch_mode(_TRACING) is not None
         or torch._C._functorch.is_functorch_wrapped_tensor(grad_output)
         or torch._C._functorch.is_legacy_batchedtensor(grad_output)
     )

@@ -1,4 +1,11 @@
-"""The names, signatures and defaults of ``torch.nn.functional``, on hand-written gradients."""
+"""The names, signatures and defaults of ``torch.nn.functional``, on hand-written gradients.
+
+What is not derived by hand is torch's own, as in ``manual_ops.nn``.
+"""
+
+from typing import Any
+
+import torch.nn.functional as _torch_functional
 
 from .ops.adaptive_avg_pool import adaptive_avg_pool2d as adaptive_avg_pool2d
 from .ops.attention import scaled_dot_product_attention as scaled_dot_product_attention
@@ -40,3 +47,11 @@ from .ops.silu import silu as silu
 from .ops.softmax import softmax as softmax
 from .ops.softplus import softplus as softplus
 from .ops.tanh import tanh as tanh
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_torch_functional, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_functional)})

@@ -206,7 +206,7 @@ class _Recorder:
     def __init__(self) -> None:
         self._layers: list[str] = []
         self._seen: dict[Any, _Applied] = {}
-        self._nodes: list[Any] = []
+        self._nodes: dict[Any, int] = {}  # the bytes that each saves, which backward frees
         self._gradients: dict[Any, tuple[list[float | None], list[float | None]]] = {}
 
     @contextmanager
@@ -257,7 +257,7 @@ class _Recorder:
             known.add(node)
             waiting += [following for following, _ in node.next_functions]
             if "AccumulateGrad" not in node.name():
-                self._nodes.append(node)
+                self._nodes[node] = _saved_bytes(node)
                 node.register_hook(lambda into, out, node=node: self._reached(node, into, out))
 
     def _reached(self, node: Any, grad_inputs: Any, grad_outputs: Any) -> None:
@@ -279,7 +279,7 @@ class _Recorder:
                 for i, m in enumerate(metadata)
             )
             name = re.sub(r"Backward\d*$", "", node.name())
-            return Step(name, "", False, (), outputs, _saved_bytes(node), {}, order)
+            return Step(name, "", False, (), outputs, self._nodes[node], {}, order)
         names = applied.argument_names
         inputs = tuple(
             Value(names[i] if i < len(names) else f"input {i}", shape, norm, _at(into, i))

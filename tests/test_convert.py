@@ -442,6 +442,12 @@ def test_verify_with_several_inputs(inputs: Any) -> None:
     assert report.differences["gradients"].relative < 1e-6
 
 
+def test_verify_of_sparse_gradients() -> None:
+    model = nn.Embedding(4, 3, sparse=True)
+    report = convert(model, verify=True, inputs=torch.tensor([1, 1, 3])).report
+    assert report.gradients.absolute == 0
+
+
 def test_verify_needs_inputs() -> None:
     with pytest.raises(ValueError, match="verify=True and inputs of type NoneType"):
         convert(network(), verify=True)

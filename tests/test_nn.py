@@ -4,12 +4,14 @@ import copy
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from manual_ops import functional
 from manual_ops import nn as manual_nn
 from manual_ops.testing.draws import Draw, constant, labels, normal, probabilities, spread, uniform
 
@@ -349,3 +351,13 @@ def test_other_names_are_torch_nn() -> None:
     assert manual_nn.Module is nn.Module
     with pytest.raises(AttributeError, match="NoSuchLayer"):
         _ = manual_nn.NoSuchLayer
+
+
+def test_namespaces_take_the_place_of_torchs() -> None:
+    assert manual_nn.functional is functional
+    assert import_module("manual_ops.nn.functional") is functional
+    assert import_module("manual_ops.nn.parameter").Parameter is nn.Parameter
+    assert functional.pad is nn.functional.pad
+    assert {"pad", "relu"} <= set(dir(functional))
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = functional.no_such

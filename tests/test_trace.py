@@ -113,6 +113,17 @@ def test_user_function_is_a_hand_written_step() -> None:
     assert found.inputs[0].gradient == pytest.approx(2 * found.outputs[0].gradient)
 
 
+def test_what_pytorch_differentiates_may_save(model: nn.Module) -> None:
+    """Backward frees what it saved; the bytes are counted before."""
+
+    class Model(nn.Module):
+        def forward(self, input: Tensor) -> Tensor:
+            return (model(input).exp() * model(input)) ** 2
+
+    (exponential,) = (s for s in trace(Model(), INPUTS, LABELS).steps if s.op == "Exp")
+    assert exponential.saved_bytes == 4 * 3 * 4
+
+
 def test_loss_without_gradient(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"scalar .* got shape \[4\]"):
         trace(model, INPUTS, LABELS, lambda output, target: output.sum(1))

@@ -3,14 +3,17 @@
 Each class that ``__all__`` lists is a subclass of its torch.nn twin and overrides the computation
 only: parameters, initialisation, ``state_dict`` keys, ``repr`` and ``isinstance`` checks are
 torch's. Every other name of ``torch.nn`` (``Module``, ``Sequential``, ``Flatten``, ``Parameter``,
-``init``, layers not derived by hand) is torch's own, so ``from manual_ops import nn`` takes the
-place of ``from torch import nn``. Layers that torch.nn has as two or three stand in ``fused.py``.
+``init``, layers not derived by hand) is torch's own, and ``functional`` is
+``manual_ops.functional``, so ``from manual_ops import nn`` takes the place of ``from torch import
+nn``. Layers that torch.nn has as two or three stand in ``fused.py``.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .. import functional as functional
 from .activation import ELU as ELU
 from .activation import GELU as GELU
 from .activation import Hardsigmoid as Hardsigmoid
@@ -96,6 +99,15 @@ if hasattr(nn, "LinearCrossEntropyLoss"):  # new in torch 2.13
     from .loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 
     __all__ += ["LinearCrossEntropyLoss"]
+
+
+# For ``import manual_ops.nn.functional as F`` and the like. Not for packages (``nn.utils``): their
+# modules would be imported a second time, by another name.
+sys.modules |= {
+    f"{__name__}.functional": functional,
+    f"{__name__}.init": nn.init,
+    f"{__name__}.parameter": nn.parameter,
+}
 
 
 def __getattr__(name: str) -> Any:

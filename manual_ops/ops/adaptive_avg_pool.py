@@ -117,7 +117,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         TypeError: ``output_size`` is no integer and no sequence.
         NotImplementedError: Integer ``input``.
     """
-    if isinstance(output_size, int):
+    if isinstance(output_size, (int, torch.SymInt)):
         sizes: tuple[int, ...] = (output_size, output_size)
     else:
         wanted = tuple(output_size)  # type: ignore[arg-type]

@@ -423,8 +423,10 @@ def attention(
 
 
 def _broadcast(*shapes: torch.Size) -> tuple[int, ...]:
-    # torch.broadcast_shapes takes longer than all other checks together.
-    return shapes[0] if len(set(shapes)) == 1 else torch.broadcast_shapes(*shapes)
+    # torch.broadcast_shapes takes longer than all other checks together; a set would be quicker
+    # still, but hashing a size ties compiled code to it.
+    first, *others = shapes
+    return first if all(shape == first for shape in others) else torch.broadcast_shapes(*shapes)
 
 
 def _as_4d(tensor: Tensor, leading: Sequence[int], heads: int) -> Tensor:

@@ -245,7 +245,7 @@ def fused_training(
     """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
     weight, bias = (None if t is None else widen(t) for t in (weight, bias))
     # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
-    statistics = torch.zeros(2, input.shape[1], dtype=widen(input).dtype, device=input.device)
+    statistics = input.new_zeros(2, input.shape[1], dtype=widen(input).dtype)
     batch_mean, unbiased_variance = statistics.unbind()
     output, mean, rstd = torch.native_batch_norm(
         input, weight, bias, batch_mean, unbiased_variance, True, 1.0, eps

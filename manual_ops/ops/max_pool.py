@@ -142,7 +142,7 @@ def _by_columns(
     distances = _distances(input.shape, counts, kernel, stride, padding, dilation, padded)
     if padded:
         order = order.view(-1, distances.shape[-1]).mul_(distances.shape[-1])
-        order.add_(torch.arange(distances.shape[-1]))
+        order.add_(torch.arange(distances.shape[-1], device=order.device))
     shape = torch.Size((*input.shape[:-2], *counts))
     return reshaped(output, shape), distances.view(-1).gather(0, order.view(-1)).view(shape)
 
@@ -176,12 +176,12 @@ def _distances(
                 for c in range(kernel[1])
             ],
             dtype=dtype,
+            device="cpu",
         )
+    first = _starts(counts, stride, padding, torch.device("cpu"))
     rows, columns = (
-        torch.arange(k).unsqueeze(-1).clamp(-starts, size - 1 - starts)
-        for size, k, starts in zip(
-            input_shape[-2:], kernel, _starts(counts, stride, padding, None), strict=True
-        )
+        torch.arange(k, device="cpu").unsqueeze(-1).clamp(-starts, size - 1 - starts)
+        for size, k, starts in zip(input_shape[-2:], kernel, first, strict=True)
     )
     table = rows[:, None, :, None] * width + columns[:, None]
     return table.to(dtype).view(kernel[0] * kernel[1], -1)
@@ -221,9 +221,7 @@ def _first_of(
     return (rows.unsqueeze(-1) * width + columns).to(dtype)
 
 
-def _starts(
-    counts: Sizes, stride: Sizes, padding: Sizes, device: torch.device | None
-) -> list[Tensor]:
+def _starts(counts: Sizes, stride: Sizes, padding: Sizes, device: torch.device) -> list[Tensor]:
     """Return the rows and the columns where windows start."""
     return [
         torch.arange(-p, count * s - p, s, device=device)
@@ -234,7 +232,10 @@ def _starts(
 def _distance_dtype(input_shape: Sizes, kernel: Sizes, dilation: Sizes) -> torch.dtype:
     """Return the smallest dtype that holds how far a window's last position is from its first."""
     rows, columns = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
-    longest = rows * max(input_shape[-1], kernel[1]) + columns
+    width = input_shape[-1]
+    if not isinstance(width, int):  # of dynamic shapes, which the choice would bound
+        return torch.int64
+    longest = rows * max(width, kernel[1]) + columns
     dtypes = (torch.uint8, torch.int16, torch.int32)
     return next((d for d in dtypes if longest <= torch.iinfo(d).max), torch.int64)
 

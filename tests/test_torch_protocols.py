@@ -1,0 +1,138 @@
+"""What else of torch works with its own layers works with ours: subclasses, tracing, devices."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from manual_ops import functional as F
+from manual_ops import nn as manual_nn
+from tests.test_nn import MODULE_CASES, ModuleCase
+
+FIRST_CASES = {case.module: case for case in reversed(MODULE_CASES)}
+each_module = pytest.mark.parametrize("case", FIRST_CASES.values(), ids=FIRST_CASES)
+
+
+class Subclass(Tensor):
+    """As libraries make them, to carry what a tensor means."""
+
+
+def first_output(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@each_module
+def test_tensor_subclass(case: ModuleCase) -> None:
+    """The output is of the subclass too, and can be changed in place."""
+    inputs = [x.as_subclass(Subclass) for x in case.sample()]
+    output = first_output(case.build(manual_nn)(*inputs))
+    assert type(output) is Subclass
+    if output.requires_grad:
+        output += 1
+        output.sum().backward()
+
+
+def test_rectifier_in_place_behind_a_layer() -> None:
+    x = torch.randn(2, 4)
+    layers = manual_nn.Sequential(manual_nn.Linear(4, 4), manual_nn.ReLU(inplace=True))
+    found = layers(x.as_subclass(Subclass))
+    torch.testing.assert_close(found.as_subclass(Tensor), layers(x), rtol=0, atol=0)
+
+
+unrolled = pytest.mark.xfail(
+    strict=True, raises=torch._dynamo.exc.UserError, reason="its chunks are unrolled"
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=unrolled if name == "LinearCrossEntropyLoss" else ())
+        for name, case in FIRST_CASES.items()
+    ],
+)
+def test_export_of_any_batch_size(case: ModuleCase) -> None:
+    inputs = tuple(torch.cat([x, x]) for x in case.sample())
+    dims = tuple({0: torch.export.Dim(f"from_{len(x)}", min=2)} for x in inputs)
+    exported = torch.export.export(case.build(manual_nn), inputs, dynamic_shapes=dims)
+    larger = tuple(torch.cat([x, x]) for x in inputs)
+    if case.module != "Dropout":
+        found = first_output(exported.module()(*larger))
+        torch.testing.assert_close(found, first_output(case.build(nn)(*larger)))
+
+
+@each_module
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_can_be_saved(case: ModuleCase) -> None:
+    inputs, module = case.sample(), case.build(manual_nn)
+    traced = torch.jit.trace(module, inputs, check_trace=False)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    if case.module not in ("BatchNorm1d", "BatchNorm2d", "Dropout"):  # its state has moved
+        found = first_output(torch.jit.load(file)(*inputs))
+        torch.testing.assert_close(found, first_output(module(*inputs)))
+
+
+@each_module
+def test_all_in_inference_mode(case: ModuleCase) -> None:
+    def requires_grad(namespace: Any) -> bool:
+        with torch.inference_mode():
+            module, inputs = case.build(namespace).eval(), case.sample()
+        return first_output(module(*inputs)).requires_grad
+
+    assert requires_grad(manual_nn) == requires_grad(nn)
+
+
+def test_attention_is_compiled_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    compiled = torch.compile(F.scaled_dot_product_attention, backend="eager", fullgraph=True)
+    for batch in range(2, 14):
+        query = torch.randn(batch, 2, 5, 4)
+        found, expected = (
+            f(query, query, query) for f in (compiled, F.scaled_dot_product_attention)
+        )
+        torch.testing.assert_close(found, expected)
+
+
+def test_export_of_pooling_of_any_image() -> None:
+    class Pools(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(x, 3, 2, 1)
+            return F.adaptive_avg_pool2d(x, x.shape[-1])
+
+    size = torch.export.Dim("size", min=8)
+    exported = torch.export.export(
+        Pools(), (torch.randn(1, 2, 32, 32),), dynamic_shapes=({2: size, 3: size},)
+    )
+    image = torch.randn(1, 2, 300, 300)
+    torch.testing.assert_close(exported.module()(image), Pools()(image))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_max_pool_under_another_default_device(padding: int) -> None:
+    def gradient() -> Tensor:
+        x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_()
+        with torch.device("meta"):
+            F.max_pool2d(x, 3, 2, padding).square().sum().backward()
+        return x.grad
+
+    assert gradient().abs().sum() > 0
+
+
+@pytest.mark.parametrize("layer", [manual_nn.LayerNorm(6), manual_nn.Tanh(), manual_nn.Softmax(1)])
+def test_traced_backward_writes_into_nothing(layer: Callable[[Tensor], Tensor]) -> None:
+    """``make_fx`` records a graph that can be differentiated again, which ``out=`` cannot."""
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad(layer(x).sin().sum(), x)[0]
+
+    x = torch.randn(2, 6, requires_grad=True)
+    graph = make_fx(gradient)(x)
+    assert not [node for node in graph.graph.nodes if "out" in str(node.target).split(".")]
+    torch.testing.assert_close(graph(x), gradient(x))
