@@ -445,7 +445,8 @@ def test_verify_with_several_inputs(inputs: Any) -> None:
 def test_verify_of_sparse_gradients() -> None:
     model = nn.Embedding(4, 3, sparse=True)
     report = convert(model, verify=True, inputs=torch.tensor([1, 1, 3])).report
-    assert report.gradients.absolute == 0
+    assert report.differences is not None
+    assert report.differences["gradients"].absolute == 0
 
 
 def test_verify_needs_inputs() -> None:
