@@ -38,7 +38,7 @@ from training.data import Data, load, steps_per_epoch
 from training.evaluation import evaluate
 from training.lock import exclusive
 from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
-from training.loop import complete, train
+from training.loop import DIVERGED, complete, train
 from training.results import Results
 from training.setup import LAYERS, build_model, pick_device
 from training.state import TrainingState, initial_state
@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> int:
                 + (f". Go on from it with: {resume_command(begun.directory)}" if last else ""),
                 file=sys.stderr,
             )
-            return 1
+            return DIVERGED if isinstance(error, FloatingPointError) else 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

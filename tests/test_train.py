@@ -404,8 +404,8 @@ class TestTensorBoard:
 class TestMistakes:
     """Each ends with one line that says what is wrong, and no traceback."""
 
-    def error(self, capsys: pytest.CaptureFixture[str], *args: str) -> str:
-        assert train.main(args) == 1
+    def error(self, capsys: pytest.CaptureFixture[str], *args: str, code: int = 1) -> str:
+        assert train.main(args) == code
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
@@ -456,14 +456,16 @@ class TestMistakes:
 
     def test_a_learning_rate_that_diverges(self, capsys):
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
-        error = self.error(capsys, *args, "--batch-size", "8")
+        error = self.error(capsys, *args, "--batch-size", "8", code=3)
         assert re.search(r"in step 2: its loss is nan.* gradient .* of output\. Lower --lr", error)
         assert "Last good checkpoint: none" in error
 
     def test_the_last_good_checkpoint_is_named(self, capsys):
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
         args = (*args, "--batch-size", "8", "--checkpoint-every", "0", "--run-dir", "run")
-        assert "Last good checkpoint: run/checkpoints/step-1.pt" in self.error(capsys, *args)
+        assert "Last good checkpoint: run/checkpoints/step-1.pt" in self.error(
+            capsys, *args, code=3
+        )
         assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-1.pt"]
 
     def test_an_error_of_the_program_itself_is_not_hidden(self, monkeypatch):

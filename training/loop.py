@@ -18,6 +18,7 @@ from training.signals import StopSignals
 from training.state import TrainingState
 from training.step_metrics import LOG_EVERY
 
+DIVERGED = 3  # exit code of a run that diverged, as it would again; other failures have 1
 PICTURES = 10  # of the kernels in a run: TensorBoard shows no more
 
 
