@@ -8,7 +8,7 @@ from typing import get_args
 import tyro
 import yaml
 
-from training.config import Config, DatasetName, ModelName, flag
+from training.config import Config, DatasetName, ModelName, words
 from training.recipes import recipe
 
 
@@ -72,9 +72,5 @@ def _flags_of(path: Path) -> list[str]:
     for name, value in settings.items():
         if name in ("config", "run_dir", "resume"):
             continue  # a repeated run gets a folder of its own
-        if isinstance(value, bool):
-            arguments.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            values = value if isinstance(value, list) else [value]
-            arguments += [flag(name), *map(str, values)]
+        arguments += words(name, value)
     return arguments

@@ -250,6 +250,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def words(name: str, value: Any) -> list[str]:
+    """Return the command-line words that give the setting ``name`` a value, or a list of them."""
+    if isinstance(value, bool):
+        return [flag(name if value else f"no_{name}")]
+    values = value if isinstance(value, list) else [value]
+    return [flag(name), *map(str, values)]
+
+
 def _plain(value: Any) -> Any:
     """Return ``value`` as YAML's own types."""
     if isinstance(value, Path):
