@@ -4,33 +4,38 @@ Optuna keeps the settings to try in a database, which any number of processes ma
 keep their results in their own folders. So nothing is lost with a process: its setting is handed
 out again once its heartbeat stops, finished runs are not repeated, and an unfinished one resumes
 from its last checkpoint.
+
+A trial of Optuna's is one attempt at a setting. Attempts that end COMPLETE or, because training
+diverged, PRUNED are the last of their setting; after a FAIL it is tried again: at once if the run
+was told to stop or its process died, by the next start of the sweep if it ended with an error.
 """
 
 import contextlib
 import itertools
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_type_hints
+from urllib.parse import quote
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from training import report
 from training.cli import parse_args
-from training.config import Config, flag
-from training.lock import is_free
+from training.config import Config, flag, words
+from training.lock import is_free, one_at_a_time
+from training.loop import DIVERGED
 
 HEARTBEAT = 10  # seconds between two signs of life of a process
-STOPPED = (130, 143)  # exit codes of a run that was told to stop
+INTERRUPTED = 130  # exit code after Ctrl-C
+STOPPED = (INTERRUPTED, 143)  # exit codes of a run that was told to stop
 
 Run = Callable[[Sequence[str]], int]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -70,7 +75,11 @@ class Settings:
 
     def flags(self, values: dict[str, Any]) -> list[str]:
         """The command line of train.py for one combination."""
-        return [*self.fixed, *(word for k, v in values.items() for word in (flag(k), str(v)))]
+        line = list(self.fixed)
+        for name, value in values.items():
+            is_list = _TYPES[name] == _LIST
+            line += words(name, [x for x in str(value).split(",") if x] if is_list else value)
+        return line
 
     def config(self, values: dict[str, Any]) -> Config:
         """The configuration of one combination.
@@ -88,63 +97,84 @@ def parse_settings(flags: Sequence[str]) -> Settings:
         flags: Command-line words after the sweep's own options.
 
     Raises:
-        ValueError: Nothing is swept, a range is not one, or a combination is not valid.
+        ValueError: Nothing is swept, a flag is given twice, a range is not one, or a combination is
+            not valid.
         SystemExit: train.py does not know a flag or value (code 2, message printed).
     """
-    types = get_type_hints(Config)
     fixed: list[str] = []
     swept: dict[str, Distribution] = {}
-    for name, words in _by_flag(flags):
-        several = len(words) > 1 and types.get(name) != tuple[int, ...]
-        if several or (words and _RANGE.fullmatch(words[0])):
-            swept[name] = _distribution(name, words)
+    given = _by_flag(flags)
+    for name, values in given.items():
+        on = name.removeprefix("no_")
+        if _TYPES[on] is bool and values:
+            both = f"{flag(on)} {flag(f'no_{on}')}"
+            raise ValueError(f"{flag(name)} takes no value; to try it on and off, give {both}")
+        if on in given and f"no_{on}" in given:
+            swept[on] = CategoricalDistribution([True, False])
+        elif _is_swept(name, values):
+            swept[name] = _distribution(name, values)
         else:
-            fixed += [flag(name), *words]
+            fixed += [flag(name), *values]
     if not swept:
         raise ValueError("nothing is swept: give a flag several values, as in --lr 0.01 0.1")
     for name in ("seed", "run_dir", "resume", "config"):
         if name in swept or flag(name) in fixed:
             raise ValueError(f"a sweep chooses {flag(name)} itself; leave it out")
     settings = Settings(tuple(fixed), swept)
-    for values in settings.grid():
-        settings.config(values)
+    for combination in settings.grid():
+        settings.config(combination)
     return settings
 
 
-_RANGE = re.compile(r"([^:]+):([^:]+)")
+_TYPES = get_type_hints(Config)
+_LIST = tuple[int, ...]
+_FLAGS = {*_TYPES, *(f"no_{name}" for name, kind in _TYPES.items() if kind is bool)}
 
 
-def _by_flag(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _by_flag(line: Sequence[str]) -> dict[str, list[str]]:
     """Group words by the flag before them; negative numbers are values."""
-    known = {field.name for field in fields(Config)}
-    name, values = "", list[str]()
-    for word in words:
+    groups: dict[str, list[str]] = {}
+    name = ""
+    for word in line:
         if word.startswith("--"):
-            if name:
-                yield name, values
             given, _, value = word.removeprefix("--").partition("=")
-            name, values = given.replace("-", "_"), [value] if value else []
-            if name.removeprefix("no_") not in known:
+            name = given.replace("-", "_")
+            if name not in _FLAGS:
                 raise ValueError(f"train.py has no flag --{given}; see python train.py --help")
+            if name in groups:
+                raise ValueError(f"--{given} is given twice; give all its values after one")
+            groups[name] = [value] if value else []
         elif name:
-            values.append(word)
+            groups[name].append(word)
         else:
             raise ValueError(f"expected a flag before {word!r}")
-    if name:
-        yield name, values
+    return groups
 
 
-def _distribution(name: str, words: list[str]) -> Distribution:
-    found = _RANGE.fullmatch(words[0])
-    if not found:
-        return CategoricalDistribution([_number(word) for word in words])
+def _is_swept(name: str, values: Sequence[str]) -> bool:
+    if _TYPES.get(name) == _LIST:  # several words without a comma are one list, as in train.py
+        return any("," in value or ":" in value for value in values)
+    return len(values) > 1 or _has_range(name, values)
+
+
+def _has_range(name: str, values: Sequence[str]) -> bool:
+    return not _is_text(name) and any(":" in value for value in values)
+
+
+def _is_text(name: str) -> bool:
+    return _TYPES.get(name) in (str, Path)
+
+
+def _distribution(name: str, values: Sequence[str]) -> Distribution:
+    if not _has_range(name, values):
+        return CategoricalDistribution(values if _is_text(name) else list(map(_number, values)))
     try:
-        low, high = (_number(end) for end in found.groups())
-        if len(words) > 1 or isinstance(low, str) or isinstance(high, str) or not low < high:
+        low, high = map(_number, " ".join(values).split(":"))
+        if isinstance(low, str) or isinstance(high, str) or not low < high:
             raise ValueError
     except ValueError:
         raise ValueError(
-            f"{flag(name)} {' '.join(words)}: a range is two numbers low:high, low < high"
+            f"{flag(name)} {' '.join(values)}: a range is two numbers low:high, low < high"
         ) from None
     log = low > 0 and high >= 10 * low
     if isinstance(low, int) and isinstance(high, int):
@@ -160,8 +190,9 @@ def _number(word: str) -> int | float | str:
 
 
 def show(value: Any) -> str:
-    """Return the value of a setting to be read."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """Return the value of a setting to be read: one of a range to six digits."""
+    exact = str(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(exact) > 10 else exact
 
 
 @dataclass(frozen=True)
@@ -171,10 +202,12 @@ class Setting:
     Attributes:
         values: Of the swept settings.
         runs: The contents of metrics.json of its finished runs, one a seed.
+        failure: ``"diverged"`` or ``"failed"``, if a run did; else empty.
     """
 
     values: dict[str, Any]
     runs: list[dict[str, Any]]
+    failure: str = ""
 
     def of(self, metric: str) -> list[float]:
         """One metric of every run."""
@@ -187,6 +220,10 @@ class _StoppedError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
         self.code = code
+
+
+class _FailedError(Exception):
+    """A run ended with an error that may be mended, and has said so."""
 
 
 class Study:
@@ -212,42 +249,43 @@ class Study:
             storage: URL of the database.
 
         Raises:
-            ValueError: The options do not go together, or another sweep is in the way.
+            ValueError: The options are not valid together, or another sweep is in the way.
             OSError: The directory cannot be created, or the database not be used.
         """
         if (sampler == "tpe") != (trials is not None):
             raise ValueError("--trials N belongs to --sampler tpe, and tpe needs it")
+        if trials is not None and trials < 1:
+            raise ValueError(f"--trials must be at least 1, got {trials}")
         if sampler == "grid" and settings.ranges:
             raise ValueError(f"{flag(settings.ranges[0])} has a range: that needs --sampler tpe")
         directory.mkdir(parents=True, exist_ok=True)
         self._storage = storage = storage or f"sqlite:///{directory / 'study.db'}"
         self._settings, self._directory, self._seeds = settings, directory, seeds
         self._grid, self._trials = sampler == "grid", trials
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _experiments_allowed(), _database(storage):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a FAIL is a warning to it
+        # Of two processes that begin at once, one would find half a database.
+        with one_at_a_time(directory), _experiments_allowed(), _database(storage):
             self._study = optuna.create_study(
                 study_name=directory.name,
                 storage=optuna.storages.RDBStorage(
                     storage,
                     heartbeat_interval=HEARTBEAT,
                     grace_period=3 * HEARTBEAT,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                    heartbeat_stale_trial_callback=self._try_again,
                 ),
                 # A setting that another process is trying counts as a bad one, so that two differ.
                 sampler=optuna.samplers.TPESampler(constant_liar=True),
                 direction="maximize",
                 load_if_exists=True,
             )
-        self._claim(
-            {
-                "flags that are fixed": " ".join(settings.fixed) or "none",
-                "swept": ", ".join(f"{k} over {_shown(d)}" for k, d in settings.swept.items()),
-                "seeds": seeds,
-            }
-        )
-        if self._grid:
-            for values in settings.grid():
-                self._study.enqueue_trial(values, user_attrs=_PLANNED, skip_if_exists=True)
+            self._claim(
+                {
+                    "flags that are fixed": " ".join(settings.fixed) or "none",
+                    "swept": ", ".join(f"{k} over {_shown(d)}" for k, d in settings.swept.items()),
+                    "seeds": seeds,
+                }
+            )
+            self._plan()
 
     def _claim(self, plan: dict[str, Any]) -> None:
         before = self._study.user_attrs.get("plan")
@@ -261,6 +299,25 @@ class Study:
                 + ". Choose another --sweep-dir"
             )
 
+    def _plan(self) -> None:
+        """Enqueue every setting that no attempt has settled, nor is about to."""
+        trials = self._study.get_trials(deepcopy=False)
+        settled = [self._setting(trial) for trial in trials if trial.state != TrialState.FAIL]
+        for values in self._settings.grid() if self._grid else map(self._setting, trials):
+            if values and values not in settled:
+                _enqueue(self._study, values)
+                settled.append(values)
+
+    def _try_again(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Hand out the setting of a trial whose process has died."""
+        if values := self._setting(trial):
+            _enqueue(study, values)
+
+    def _setting(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the setting of a trial; empty if it ended before all of it was drawn."""
+        values = {**trial.user_attrs.get(_PLANNED, {}), **trial.params}
+        return values if values.keys() == self._settings.swept.keys() else {}
+
     def work(self, run: Run) -> int:
         """Train until everything has been tried, by this process or others.
 
@@ -273,49 +330,81 @@ class Study:
         Raises:
             OSError: The database is damaged, or the disk is full.
         """
-        with _experiments_allowed(), _database(self._storage):
-            while self._remaining():
-                optuna.storages.fail_stale_trials(self._study)
-                if not self._available():
-                    time.sleep(1)  # others work on what is left, or their heartbeat has stopped
-                    continue
-                try:
-                    self._study.optimize(lambda trial: self._try(trial, run), n_trials=1)
-                except _StoppedError as stopped:
-                    print(f"the sweep in {self._directory} continues by the same command")
-                    return stopped.code
+        try:
+            with _experiments_allowed(), _database(self._storage):
+                self._work(run)
+        except (_StoppedError, KeyboardInterrupt) as stopped:
+            print(f"the sweep in {self._directory} continues by the same command")
+            return stopped.code if isinstance(stopped, _StoppedError) else INTERRUPTED
         return 0
 
+    def _work(self, run: Run) -> None:
+        while self._remaining():
+            optuna.storages.fail_stale_trials(self._study)
+            if not self._available():
+                time.sleep(1)  # others work on what is left, or their heartbeat has stopped
+                continue
+            self._study.optimize(
+                lambda trial: self._try(trial, run), n_trials=1, catch=(_FailedError,)
+            )
+
     def results(self) -> list[Setting]:
-        """What came of each setting with finished runs, the best mean validation accuracy first.
+        """What came of each setting, the best mean validation accuracy first, failures last.
 
         Raises:
             ValueError: The metrics of a run are damaged.
             OSError: The database or the metrics cannot be read.
         """
         with _database(self._storage):
-            trials = self._study.get_trials(states=(TrialState.COMPLETE,))
-        trials.sort(key=lambda trial: -(trial.value or 0.0))
-        settings = (Setting(trial.params, self._metrics(trial.params)) for trial in trials)
-        return [setting for setting in settings if setting.runs]
+            trials = self._study.get_trials(deepcopy=False)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        complete.sort(key=lambda trial: -(trial.value or 0.0))
+        failed = [trial for trial in reversed(trials) if _FAILURE in trial.user_attrs]
+        settings: dict[frozenset[tuple[str, Any]], Setting] = {}
+        for trial in (*complete, *failed):  # the sampler may have drawn a setting twice
+            key = frozenset(trial.params.items())
+            if key not in settings:
+                failure = trial.user_attrs.get(_FAILURE, "")
+                settings[key] = Setting(trial.params, self._metrics(trial.params), failure)
+        return [setting for setting in settings.values() if setting.runs or setting.failure]
 
     def _count(self, *states: TrialState) -> int:
         return len(self._study.get_trials(deepcopy=False, states=states))
 
     def _remaining(self) -> bool:
-        unfinished = self._count(TrialState.WAITING, TrialState.RUNNING)
-        return unfinished > 0 or (not self._grid and self._count(*_DONE) < (self._trials or 0))
+        return self._available() or self._count(TrialState.RUNNING) > 0
 
     def _available(self) -> bool:
-        waiting = self._count(TrialState.WAITING)
-        begun = self._count(*_DONE, TrialState.RUNNING)
-        return waiting > 0 or (not self._grid and begun < (self._trials or 0))
+        return self._count(TrialState.WAITING) > 0 or self._drawn() < (self._trials or 0)
+
+    def _drawn(self) -> int:
+        """Return how many settings the sampler has drawn, further attempts at them apart."""
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(
+            _PLANNED not in trial.user_attrs
+            and (trial.state != TrialState.FAIL or bool(self._setting(trial)))
+            for trial in trials
+        )
 
     def _try(self, trial: Trial, run: Run) -> float:
         """Train one setting with every seed; return the mean validation accuracy."""
-        if self._grid and trial.user_attrs != _PLANNED:
+        if self._grid and _PLANNED not in trial.user_attrs:
             raise optuna.TrialPruned  # another process was quicker with the last one
         values = {name: _suggest(trial, name, d) for name, d in self._settings.swept.items()}
+        code = self._train(values, run)
+        if code in STOPPED:
+            _enqueue(self._study, values)
+            raise _StoppedError(code)
+        if code == DIVERGED:
+            trial.set_user_attr(_FAILURE, "diverged")
+            raise optuna.TrialPruned
+        if code:
+            trial.set_user_attr(_FAILURE, "failed")
+            raise _FailedError
+        return fmean(run["validation_accuracy"] for run in self._metrics(values))
+
+    def _train(self, values: dict[str, Any], run: Run) -> int:
+        """Train one setting with every seed; return 0, or the exit code of the run that failed."""
         for seed in range(self._seeds):
             directory = self._run_dir(values, seed)
             while not is_free(directory):
@@ -324,22 +413,22 @@ class Study:
                 continue
             print(f"\n{directory}", flush=True)
             if (directory / "config.yaml").exists():
-                code = run(["--resume", str(directory)])
+                args = ["--resume", str(directory)]
             else:
                 flags = self._settings.flags(values)
-                code = run([*flags, "--seed", str(seed), "--run-dir", str(directory)])
-            if code in STOPPED:
-                self._study.enqueue_trial(values, user_attrs=_PLANNED)
-                raise _StoppedError(code)
-            if code:  # it diverged, say, and has said so
-                raise optuna.TrialPruned
-        return fmean(run["validation_accuracy"] for run in self._metrics(values))
+                args = [*flags, "--seed", str(seed), "--run-dir", str(directory)]
+            try:
+                code = run(args)
+            except KeyboardInterrupt:  # in good order it stops only while it trains
+                (directory / report.FILE).unlink(missing_ok=True)  # its report may be missing
+                code = INTERRUPTED
+            if code:
+                return code
+        return 0
 
     def _run_dir(self, values: dict[str, Any], seed: int) -> Path:
-        name = ",".join(
-            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
-        )
-        return self._directory / name.replace("/", "_") / f"seed={seed}"
+        name = ",".join(f"{k}={quote(str(v), safe=' ,:+')}" for k, v in values.items())
+        return self._directory / name / f"seed={seed}"
 
     def _metrics(self, values: dict[str, Any]) -> list[dict[str, Any]]:
         runs = (report.read(self._run_dir(values, seed)) for seed in range(self._seeds))
@@ -352,13 +441,18 @@ class Study:
             return False
 
 
-_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_PLANNED = {"planned": True}  # on the settings of the grid
+# Attributes of trials.
+_PLANNED = "planned"  # a setting of the grid, or another attempt at one that the sampler drew
+_FAILURE = "failure"
+
+
+def _enqueue(study: optuna.Study, values: dict[str, Any]) -> None:
+    study.enqueue_trial(values, user_attrs={_PLANNED: values})
 
 
 def _shown(distribution: Distribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
-        return " ".join(map(show, distribution.choices))
+        return " ".join(map(str, distribution.choices))
     return f"{distribution.low}:{distribution.high}"
 
 

@@ -12,15 +12,22 @@ import numpy as np
 from training.atomic import atomic_write
 from training.study import Setting, show
 
+FILES = ("sweep.csv", "sweep.png", "study.db")
 SHOWN = 8  # settings in the figure: more curves cannot be told apart
 
 
-def write_report(directory: Path, settings: Sequence[Setting]) -> str:
-    """Write sweep.csv and sweep.png, and return the table to print.
+_Curve = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def write_table(directory: Path, settings: Sequence[Setting]) -> None:
+    """Write sweep.csv.
 
     Args:
         directory: Where to.
-        settings: Finished settings, the best first.
+        settings: What came of each, in the order wanted.
+
+    Raises:
+        OSError: It cannot be written.
     """
     rows = [_row(setting) for setting in settings]
     lines = io.StringIO(newline="")
@@ -29,22 +36,45 @@ def write_report(directory: Path, settings: Sequence[Setting]) -> str:
     writer.writerows(rows)
     with atomic_write(directory / "sweep.csv") as file:
         file.write(lines.getvalue().encode())
-    _figure(settings).savefig(directory / "sweep.png", dpi=120)
+
+
+def table(settings: Sequence[Setting]) -> str:
+    """Return the printed table: the settings in the order given, failed ones as such."""
     names = list(settings[0].values)
     heads = [*names, "validation accuracy", "test accuracy", "seconds"]
-    table = [heads, *(_cells(row, names) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    text = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in table]
-    seeds = len(settings[0].runs)
-    heading = f"\nmean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}, best first"
-    return "\n".join(
-        [heading, *text, f"in {directory}: sweep.csv, sweep.png, study.db and the runs"]
+    lines = [heads, *(_cells(_row(setting), names) for setting in settings)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ((c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
+    text = ["  ".join(cells).rstrip() for cells in aligned]
+    seeds = max(len(setting.runs) for setting in settings)
+    heading = (
+        f"\nmean ± standard deviation over {seeds} seed{'' if seeds == 1 else 's'}, best first"
     )
+    return "\n".join([heading if seeds else "", *text])
+
+
+def write_figure(directory: Path, settings: Sequence[Setting]) -> None:
+    """Write sweep.png, the curves of the first settings that did not fail, if there are any.
+
+    Args:
+        directory: Where to.
+        settings: What came of each, the best first.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    finished = [setting for setting in settings if not setting.failure]
+    if finished:
+        with atomic_write(directory / "sweep.png") as file:
+            _figure(finished[:SHOWN]).savefig(file, format="png", dpi=120)
 
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
+    values = [show(row[name]) for name in names]
+    if row["outcome"] != "finished":
+        return [*values, row["outcome"], "", ""]
     return [
-        *(show(row[name]) for name in names),
+        *values,
         f"{row['validation_accuracy']:.2%} ± {row['validation_std']:.2%}",
         f"{row['test_accuracy']:.2%} ± {row['test_std']:.2%}",
         f"{row['seconds']:.1f}",
@@ -52,14 +82,22 @@ def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _row(setting: Setting) -> dict[str, Any]:
+    return {**setting.values, **_means(setting), "outcome": setting.failure or "finished"}
+
+
+def _means(setting: Setting) -> dict[str, Any]:
+    """Return the columns of numbers; those of a failed setting are empty."""
+    seeds = len(setting.runs)
+    if setting.failure:
+        empty = ("validation_accuracy", "validation_std", "test_accuracy", "test_std")
+        return {**dict.fromkeys(empty, ""), "seeds": seeds, "seconds": ""}
     validation, test = setting.of("validation_accuracy"), setting.of("test_accuracy")
     return {
-        **setting.values,
         "validation_accuracy": fmean(validation),
         "validation_std": _deviation(validation),
         "test_accuracy": fmean(test),
         "test_std": _deviation(test),
-        "seeds": len(setting.runs),
+        "seeds": seeds,
         "seconds": fmean(setting.of("seconds")),
     }
 
@@ -76,10 +114,9 @@ def _figure(settings: Sequence[Setting]) -> Any:
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss/validation", "accuracy/validation"), strict=True):
-        for setting in settings[:SHOWN]:
-            curves = np.array([[e[metric] for e in run["history"]] for run in setting.runs])
-            epochs = np.arange(1, curves.shape[1] + 1)
-            mean, spread = curves.mean(0), curves.std(0)
+        for setting in settings:
+            mean, spread = _band([[e[metric] for e in run["history"]] for run in setting.runs])
+            epochs = np.arange(1, len(mean) + 1)
             label = ", ".join(f"{k} {show(v)}" for k, v in setting.values.items())
             axis.plot(epochs, mean, label=label)
             axis.fill_between(epochs, mean - spread, mean + spread, alpha=0.2)
@@ -89,3 +126,11 @@ def _figure(settings: Sequence[Setting]) -> Any:
     axes[0].set_yscale("log")
     axes[1].legend(fontsize=8)
     return figure
+
+
+def _band(curves: Sequence[Sequence[float]]) -> tuple[_Curve, _Curve]:
+    """Return mean and standard deviation at each epoch, over the runs that came so far."""
+    padded = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(padded, curves, strict=True):
+        row[: len(curve)] = curve
+    return np.nanmean(padded, 0), np.nanstd(padded, 0)
