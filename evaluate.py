@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from training import html_report, report
+from training import html_report, report, run_folder
 from training.adapt import adapt
 from training.config import Config, DatasetName
 from training.curves import read_curves
@@ -129,7 +129,7 @@ def default_output(trained: Trained, arguments: Arguments) -> Path:
     if arguments.split == "test" and is_own_data(trained.config, arguments):
         return arguments.run_dir
     name = f"{arguments.split} set of {data_config(trained, arguments).data_name}"
-    return arguments.run_dir / "evaluations" / name.replace(" ", "-")
+    return arguments.run_dir / run_folder.EVALUATIONS / name.replace(" ", "-")
 
 
 if __name__ == "__main__":

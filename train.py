@@ -28,7 +28,7 @@ from typing import Any
 # faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from training import parallel, report
+from training import parallel, report, run_folder
 from training.checkpoint import Checkpoints
 from training.cli import parse_args
 from training.clock import Stopwatch
@@ -121,13 +121,13 @@ def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
     data = load(config, pick_device(config))
     model = build_model(config, data, LAYERS[config.backend])
     directory = resumed or parallel.by_first(lambda: make_run_dir(config, held))
-    state = initial_state(config, data, model, directory / "weights.pt", clock)
+    state = initial_state(config, data, model, directory / run_folder.WEIGHTS, clock)
     if saved:
         state.load_state_dict(saved)
     if parallel.is_first():
-        config.save(directory / "config.yaml")
-        data.save(directory / "inputs.json")
-        (directory / report.FILE).unlink(missing_ok=True)  # there only when a run has ended
+        config.save(directory / run_folder.CONFIG)
+        data.save(directory / run_folder.INPUTS)
+        run_folder.clear_results(directory)
     checkpoints = Checkpoints(config, directory)
     return Run(config, data, state, directory, checkpoints, resumed is not None, clock)
 
@@ -213,12 +213,13 @@ def make_run_dir(config: Config, held: contextlib.ExitStack) -> Path:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(exclusive(config.run_dir))
         checkpoints = Checkpoints(config, config.run_dir)
-        if checkpoints.newest and not (config.run_dir / report.FILE).exists():
+        if checkpoints.newest and not (config.run_dir / run_folder.METRICS).exists():
             raise ValueError(
                 f"{config.run_dir} holds a run that has not ended. Go on with it by --resume "
                 f"{config.run_dir}, delete it, or choose another --run-dir"
             )
         checkpoints.clear()
+        run_folder.clear(config.run_dir)
         return config.run_dir
     name = f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):  # runs started in the same second

@@ -241,6 +241,13 @@ class TestEnds:
         assert "test set" in out
         assert result("run") == before
 
+    def test_a_report_of_before_goes_if_none_is_wanted(self):
+        assert train.main([*SMALL, "--report", "--run-dir", "run"]) == 0
+        assert train.main(["--resume", "run", "--no-report"]) == 0
+        assert Path("run/metrics.json").exists()
+        assert not Path("run/report.html").exists()
+        assert not Path("run/figures").exists()
+
     def test_a_constant_schedule_can_go_on_for_more_epochs(self):
         args = [*SMALL, "--schedule", "constant"]
         assert train.main([*args, "--epochs", "3", "--run-dir", "whole"]) == 0

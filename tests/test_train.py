@@ -110,6 +110,38 @@ class TestDefaultRun:
             accuracy = (predicted == data.test.labels).float().mean().item()
             assert accuracy == pytest.approx(metrics["test_accuracy"])
 
+    def test_a_new_run_takes_the_former_one_out_of_its_folder(self, run):
+        """All that the programs wrote there, and nothing of the user's."""
+        run("--epochs", "1", "--report")
+        assert evaluate.main(["run", "--split", "validation"]) == 0
+        before = set(Path("run").rglob("*"))
+        mine = [Path("run", name) for name in ("notes.md", "figures/mine.png", "evaluations/mine")]
+        for path in mine:
+            path.touch()
+        Path("run/.weights.pt.abc.unfinished").touch()  # of a process that was killed
+        train.make_run_dir(parse_args(["--run-dir", "run"]), ExitStack())
+        assert len(before) > 20
+        left = {path for path in Path("run").rglob("*") if path.is_file()}
+        assert left == set(mine)
+
+    def test_of_a_former_run_nothing_is_tested_or_shown(self, run, monkeypatch, capsys):
+        run("--epochs", "1", "--report")
+
+        def die(*args):
+            raise SystemExit
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "train", die)
+            with pytest.raises(SystemExit):
+                train.main(["--seed", "1", "--run-dir", "run"])
+        assert evaluate.main(["run"]) == 1
+        assert "run has no weights.pt" in capsys.readouterr().err
+        run("--seed", "1", "--epochs", "1", "--no-tensorboard")
+        assert {path.name for path in Path("run").iterdir()} == {
+            "config.yaml", "inputs.json", "weights.pt", "metrics.json", "curves.jsonl",
+            "checkpoints",
+        }  # fmt: skip
+
     def test_runs_started_in_the_same_second_get_folders_of_their_own(self):
         config = parse_args([])
         with ExitStack() as held:

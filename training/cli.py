@@ -10,6 +10,7 @@ import yaml
 
 from training.config import Config, DatasetName, ModelName, words
 from training.recipes import recipe
+from training.run_folder import CONFIG
 
 
 def parse_args(args: Sequence[str]) -> Config:
@@ -32,7 +33,7 @@ def parse_args(args: Sequence[str]) -> Config:
     chosen = _peek(args)
     path = chosen.config
     if chosen.resume is not None:
-        path = Path(chosen.resume, "config.yaml")
+        path = Path(chosen.resume, CONFIG)
         if not path.exists():
             raise ValueError(f"there is no run to resume in {chosen.resume}: {path} is missing")
     if path is not None:

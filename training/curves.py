@@ -15,8 +15,7 @@ from typing_extensions import override
 
 from training.atomic import atomic_write
 from training.log import Logger
-
-FILE = "curves.jsonl"
+from training.run_folder import CURVES
 
 Curve = list[tuple[int, float]]  # steps and values
 
@@ -35,7 +34,7 @@ class CurveLogger(Logger):
         Raises:
             OSError: The file cannot be written.
         """
-        path = directory / FILE
+        path = directory / CURVES
         kept = [line for line in _lines(path) if line["step"] < purge_step]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -58,7 +57,7 @@ def read_curves(directory: Path) -> dict[str, Curve]:
         Steps and finite values by name of the metric; nothing if there is no ``curves.jsonl``.
     """
     curves: dict[str, Curve] = defaultdict(list)
-    for line in _lines(directory / FILE):
+    for line in _lines(directory / CURVES):
         step = line.pop("step")
         for name, value in line.items():
             if value is not None:

@@ -14,9 +14,7 @@ from training.layers import layer_table
 from training.log import Logger
 from training.rendering import to_png, to_svg, to_tensor
 from training.results import Results, scores
-
-PAGE = "report.html"
-FIGURES = "figures"
+from training.run_folder import FIGURES, PAGE, clear_figures
 
 
 def write(directory: Path, results: Results, logger: Logger | None = None) -> Path:
@@ -36,9 +34,8 @@ def write(directory: Path, results: Results, logger: Logger | None = None) -> Pa
     """
     drawn = figures.draw(results)
     pictures = {name: to_png(figure) for name, figure in drawn.items()}
+    clear_figures(directory)
     (directory / FIGURES).mkdir(parents=True, exist_ok=True)
-    for name in figures.FIGURES:
-        (directory / FIGURES / f"{name}.png").unlink(missing_ok=True)  # of a former report
     for name, png in pictures.items():
         with atomic_write(directory / FIGURES / f"{name}.png") as file:
             file.write(png)

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
+from training.run_folder import EVENTS
+
 # Scalars beside the settings in TensorBoard's HParams tab.
 HPARAM_METRICS = (
     "accuracy/test",
@@ -138,7 +140,7 @@ class TensorBoardLogger(Logger):
         from torch.utils.tensorboard import SummaryWriter  # imports for over a second
 
         # TensorBoard reads the files in the order of their names, which begin with the second.
-        taken = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
+        taken = {path.name.split(".")[3] for path in directory.glob(EVENTS)}
         while str(int(time.time())) in taken:
             time.sleep(0.05)
         # max_queue: the metrics of many steps come at once, and training must not wait for them.

@@ -17,8 +17,7 @@ from training.evaluation import Evaluation
 from training.layers import layer_table
 from training.memory import peak_memory
 from training.results import Results, scores
-
-FILE = "metrics.json"
+from training.run_folder import METRICS
 
 
 def heading(config: Config, data: Data, model: Module) -> str:
@@ -91,7 +90,7 @@ def metrics(
 
 def write(run_dir: Path, metrics: dict[str, Any]) -> None:
     """Write metrics.json into ``run_dir``."""
-    with atomic_write(run_dir / FILE) as file:
+    with atomic_write(run_dir / METRICS) as file:
         file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
 
 
@@ -102,7 +101,7 @@ def read(run_dir: Path) -> dict[str, Any]:
         ValueError: It is damaged.
         OSError: It cannot be read.
     """
-    path = run_dir / FILE
+    path = run_dir / METRICS
     if not path.exists():
         return {}
     try:

@@ -12,6 +12,7 @@ from training import report, tensor_file
 from training.cli import parse_args
 from training.config import Config
 from training.inputs import Inputs, load_inputs
+from training.run_folder import CONFIG, INPUTS, WEIGHTS
 from training.setup import LAYERS, build_model, pick_device
 
 
@@ -45,15 +46,15 @@ def restore(run_dir: Path, device: str = "auto") -> Trained:
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder; name that of a run, such as runs/NAME")
-    for name in ("config.yaml", "inputs.json"):
+    for name in (CONFIG, INPUTS):
         if not (run_dir / name).exists():
             raise ValueError(f"{run_dir} is not the folder of a run: it has no {name}")
-    if not (run_dir / "weights.pt").exists():
-        raise ValueError(f"{run_dir} has no weights.pt: the run did not get through an epoch")
-    config = _read_config(run_dir / "config.yaml", device)
-    inputs = load_inputs(run_dir / "inputs.json", _pick_device(config))
+    if not (run_dir / WEIGHTS).exists():
+        raise ValueError(f"{run_dir} has no {WEIGHTS}: the run did not get through an epoch")
+    config = _read_config(run_dir / CONFIG, device)
+    inputs = load_inputs(run_dir / INPUTS, _pick_device(config))
     model = build_model(config, inputs, LAYERS[config.backend])
-    _load_weights(model, run_dir / "weights.pt", inputs.device)
+    _load_weights(model, run_dir / WEIGHTS, inputs.device)
     return Trained(config, inputs, model.eval(), report.read(run_dir))
 
 
