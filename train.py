@@ -41,6 +41,7 @@ from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
 from training.loop import DIVERGED, complete, train
 from training.results import Results
 from training.setup import LAYERS, build_model, pick_device
+from training.signals import StopAtOnce, Stopped
 from training.state import TrainingState, initial_state
 
 
@@ -56,15 +57,28 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run(args: Sequence[str]) -> int:
     """Read the settings, train, test and report; return the exit code."""
-    with contextlib.ExitStack() as held:
+    with StopAtOnce(), contextlib.ExitStack() as held:
         try:
             begun = prepare(args, held)
+        except Stopped as stop:
+            print(
+                "stopped before training began; the same command starts it again", file=sys.stderr
+            )
+            return stop.code
         except (ValueError, OSError) as error:
             # A mistake in the settings or the data; the message says how to mend it.
             print(f"error: {error}", file=sys.stderr)
             return 1
         try:
-            return execute(begun)
+            execute(begun)
+        except Stopped as stop:
+            if parallel.is_first():
+                print(
+                    f"stopped after step {begun.state.progress.step} of {begun.steps}; "
+                    f"go on with: {resume_command(begun.directory)}",
+                    file=sys.stderr,
+                )
+            return stop.code
         except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
             last = begun.checkpoints.newest
             print(
@@ -74,6 +88,7 @@ def run(args: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return DIVERGED if isinstance(error, FloatingPointError) else 1
+    return 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +112,11 @@ class Run:
     checkpoints: Checkpoints
     resumed: bool
     clock: Stopwatch
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.config.epochs * steps_per_epoch(self.config, self.data)
 
 
 def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
@@ -132,35 +152,31 @@ def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
     return Run(config, data, state, directory, checkpoints, resumed is not None, clock)
 
 
-def execute(run: Run) -> int:
-    """Train, test and report; return the exit code.
+def execute(run: Run) -> None:
+    """Train, test and report.
 
     Raises:
+        Stopped: SIGINT or SIGTERM asked for it.
         FloatingPointError: Training diverged.
         OSError: A file cannot be written.
     """
     config, data, state = run.config, run.data, run.state
     print(report.heading(config, data, state.model), flush=True)
-    step, steps = state.progress.step, config.epochs * steps_per_epoch(config, data)
+    step, steps = state.progress.step, run.steps
     if run.resumed:
         done = ": training is complete" if complete(config, state) else ""
         print(f"resuming {run.directory} after step {step} of {steps}{done}", flush=True)
     with contextlib.closing(make_logger(config, run.directory, steps, step)) as logger:
         logger.log_settings(config.plain())
         signal = train(config, data, LAYERS[config.backend], state, logger, run.checkpoints)
-        if signal and parallel.is_first():
-            print(
-                f"stopped after step {state.progress.step} of {steps}; "
-                f"go on with: {resume_command(run.directory)}",
-                file=sys.stderr,
-            )
-        if signal or not parallel.is_first():
-            return 128 + signal if signal else 0  # as shells have it
+        if signal:
+            raise Stopped(signal)
+        if not parallel.is_first():
+            return
         metrics = test(run, logger)
     print(report.summary(metrics))
     names = sorted(path.name for path in run.directory.iterdir())
     print(f"in {run.directory}: {', '.join(names)}")
-    return 0
 
 
 def test(run: Run, logger: Logger) -> dict[str, Any]:
@@ -174,7 +190,6 @@ def test(run: Run, logger: Logger) -> dict[str, Any]:
     metrics = report.metrics(
         config, data, model, history, selection.epoch, evaluation, run.clock.seconds
     )
-    report.write(run.directory, metrics)
     results = Results(
         config=config,
         inputs=data,
@@ -190,6 +205,7 @@ def test(run: Run, logger: Logger) -> dict[str, Any]:
         from training import html_report  # imports for a second
 
         html_report.write(run.directory, results, logger)
+    report.write(run.directory, metrics)  # last: it says that the run has ended
     return metrics
 
 

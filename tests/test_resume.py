@@ -83,6 +83,35 @@ def test_signals_end_it_in_good_order(number):
     assert torch.load("run/weights.pt", weights_only=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["train.evaluate", "training.html_report.render"])
+def test_signals_after_training_end_it_in_good_order(where, number, monkeypatch, capsys):
+    """In the test, and while the report is written."""
+    args = [*SMALL, "--report", "--run-dir", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(where, lambda *args, **options: signal.raise_signal(number))
+        assert train.main(args) == 128 + number
+    assert capsys.readouterr().err == (
+        "stopped after step 40 of 40; go on with: python train.py --resume run\n"
+    )
+    assert not Path("run/metrics.json").exists()
+    assert train.main(["--resume", "run"]) == 0
+    assert Path("run/metrics.json").exists()
+    assert Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_before_training_end_it_in_good_order(number, monkeypatch, capsys):
+    args = [*SMALL, "--run-dir", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "initial_state", lambda *args: signal.raise_signal(number))
+        assert train.main(args) == 128 + number
+    assert capsys.readouterr().err == (
+        "stopped before training began; the same command starts it again\n"
+    )
+    assert train.main(args) == 0
+
+
 @pytest.fixture
 def stopped(monkeypatch) -> None:
     """A run in the folder ``run`` that was stopped after step 13 of 40."""

@@ -4,9 +4,23 @@ import signal
 from types import FrameType
 from typing import Any
 
+from typing_extensions import override
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM asked the program to stop.
+
+    Attributes:
+        code: Exit code, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.code = 128 + number
+
 
 class StopSignals:
-    """Within the block, SIGINT and SIGTERM are noted; a second one acts as it always does.
+    """Within the block, SIGINT and SIGTERM are noted; a second one acts as it does outside.
 
     Attributes:
         received: Number of the signal that came, 0 if none.
@@ -28,3 +42,12 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()
+
+
+class StopAtOnce(StopSignals):
+    """Within the block, SIGINT and SIGTERM raise ``Stopped``; a second one acts as outside."""
+
+    @override
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        raise Stopped(number)

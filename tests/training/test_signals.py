@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from training.signals import StopSignals
+from training.signals import StopAtOnce, Stopped, StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -14,6 +14,15 @@ def test_a_signal_is_noted(number):
         assert not stop.received
         signal.raise_signal(number)
         assert stop.received == number
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_or_raised(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as raised, StopAtOnce():
+        signal.raise_signal(number)
+    assert raised.value.code == 128 + number
     assert signal.getsignal(number) is before
 
 
