@@ -97,12 +97,16 @@ class Checkpoints:
         return sorted((p for p in paths if p.stem[5:].isdecimal()), key=_step)
 
     def _check_fit(self, path: Path, saved: dict[str, Any]) -> None:
-        free = FREE
-        if self._config.schedule == "constant":  # the others are laid out over all epochs
+        reasons, free = {}, FREE
+        if self._config.schedule != "constant":
+            reasons["epochs"] = f", over which --schedule {self._config.schedule} is laid out"
+        elif self._config.warmup:
+            reasons["epochs"] = ", of which --warmup is a share"
+        else:
             free |= {"epochs"}
         now = self._config.plain()
         differing = [
-            f"{flag(name)} {saved.get(name)} there, {now.get(name)} here"
+            f"{flag(name)} {saved.get(name)} there, {now.get(name)} here{reasons.get(name, '')}"
             for name in sorted(saved.keys() | now.keys())
             if name not in free and saved.get(name) != now.get(name)
         ]

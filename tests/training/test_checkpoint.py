@@ -57,6 +57,20 @@ def test_when_one_is_due(tmp_path, monkeypatch, every, passed, due):
     assert checkpoints.due == (every == 0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"schedule": "linear"}, "over which --schedule linear is laid out"),
+        ({"schedule": "constant", "warmup": 0.2}, "of which --warmup is a share"),
+    ],
+)
+def test_more_epochs_are_refused_where_the_rate_depends_on_their_number(tmp_path, settings, reason):
+    """Else the learning rate would fall back, and rise again."""
+    Checkpoints(Config(epochs=2, **settings), tmp_path).save({}, 1)
+    with pytest.raises(ValueError, match=f"--epochs 2 there, 3 here, {reason}"):
+        Checkpoints(Config(epochs=3, **settings), tmp_path).load()
+
+
 def test_another_value_of_a_setting_is_named(tmp_path):
     save(tmp_path, 1)
     other = Config(lr=0.5, device="cpu")
