@@ -21,11 +21,12 @@ from PIL import Image
 
 from training.atomic import atomic_write
 from training.config import Config
+from training.image_file import opaque, open_upright
 from training.raw import Raw
 
 _Pixels = npt.NDArray[np.uint8]
 _Arrays = dict[str, npt.NDArray[Any]]
-_CACHE_FORMAT = "1"
+_CACHE_FORMAT = "2"  # to be raised when the same files give other pixels
 
 
 def read_folder(config: Config) -> Raw:
@@ -99,17 +100,13 @@ def _decode(paths: list[Path], size: int | None) -> _Pixels:
     """Return the images as ``(N, C, H, W)``: one channel if all are grey, else three."""
 
     def open_image(path: Path) -> _Pixels:
-        try:
-            with Image.open(path) as image:
-                mode = image.mode
-                converted = image.convert("L" if mode in ("1", "L", "LA") else "RGB")
-        except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path.absolute()} is not an image, or damaged: {error}") from error
-        if mode.startswith(("I", "F")):  # PIL would cut their values off at 255
+        image = open_upright(path.absolute())
+        if image.mode.startswith(("I", "F")):  # PIL would cut their values off at 255
             raise ValueError(f"{path.absolute()} has more than 8 bits per channel: convert it")
+        image = opaque(image)
         if size is not None:
-            converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(converted)
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(image)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without holding the lock
         images = list(pool.map(open_image, paths))

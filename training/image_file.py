@@ -1,5 +1,6 @@
 """Image files as inputs of a trained model."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from training.inputs import Inputs
+
+# What Pillow raises at bad bytes: the last two where the orientation stands among damaged tags.
+_DAMAGED = (
+    Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError, struct.error,
+)  # fmt: skip
 
 
 def read_image(
@@ -29,12 +35,13 @@ def read_image(
         OSError: It cannot be read.
     """
     channels, height, width = inputs.input_shape
-    image, done = _eight_bits(path, _open(path))
-    image = _opaque(image, done)
+    image, done = _eight_bits(path, open_upright(path))
+    if has_transparency(image):
+        done.append("transparent parts made white")
+    image = opaque(image)
     mode, name = ("L", "grey") if channels == 1 else ("RGB", "colour")
     if image.mode != mode:
-        if (image.mode in ("1", "L")) != (mode == "L"):
-            done.append(f"made {name}")
+        done.append(f"made {name}")
         image = image.convert(mode)
     image = _resized(image, (width, height), keep_all, done)
     if invert:
@@ -59,14 +66,19 @@ def seems_inverted(image: Tensor, inputs: Inputs) -> bool:
     return abs(usual - 127.5) > 32 and abs(255 - usual - mean) < abs(usual - mean)
 
 
-def _open(path: Path) -> Image.Image:
-    """Return the decoded image, turned the way its camera was held."""
+def open_upright(path: Path) -> Image.Image:
+    """Return the decoded image, turned the way its camera was held.
+
+    Raises:
+        ValueError: The file is no image, or damaged.
+        OSError: It cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is not an image, or damaged: {error}") from error
 
 
@@ -80,16 +92,24 @@ def _eight_bits(path: Path, image: Image.Image) -> tuple[Image.Image, list[str]]
     return Image.fromarray((pixels // 257).astype(np.uint8)), ["reduced from 16 to 8 bits"]
 
 
-def _opaque(image: Image.Image, done: list[str]) -> Image.Image:
-    """Return the image on white, without its transparency if it has any."""
+def has_transparency(image: Image.Image) -> bool:
+    """Return whether a part of the image is transparent."""
     if not image.has_transparency_data:
-        return image
-    grey = image.mode in ("L", "LA", "La")
-    image = image.convert("RGBA")
-    if image.getchannel("A").getextrema() != (255, 255):
-        done.append("transparent parts made white")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Return the image as ``"L"`` if it is grey, else ``"RGB"``, its transparent parts white.
+
+    Args:
+        image: In any mode of up to 8 bits per channel.
+    """
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if has_transparency(image):
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
 
 
 def _resized(

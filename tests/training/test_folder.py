@@ -11,6 +11,8 @@ from tests.training.files import write_folder
 from training import folder
 from training.config import Config
 from training.folder import read_folder
+from training.image_file import read_image
+from training.inputs import Inputs
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,30 @@ class TestReading:
         Image.new("RGB", (31, 17)).save(tmp_path / "train" / "a" / "0.jpg")
         raw = read_folder(config(tmp_path, image_size=16))
         assert raw.train_inputs.shape == (13, 3, 16, 16)
+
+    def test_photographs_and_transparency_are_as_predict_sees_them(self, tmp_path):
+        """Turned upright, hidden colours not shown."""
+        write_folder(tmp_path)
+        rng = np.random.default_rng(0)
+        lying = Image.fromarray(rng.integers(0, 256, (10, 8, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was held upright
+        files = [tmp_path / "train" / "a" / name for name in ("0.png", "00.jpg")]
+        Image.fromarray(rng.integers(0, 256, (8, 10, 4), dtype=np.uint8)).save(files[0])
+        lying.save(files[1], exif=exif)
+        raw = read_folder(config(tmp_path))
+        inputs = Inputs((3, 8, 10), raw.classes, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+        for path, trained in zip(files, raw.train_inputs, strict=False):
+            assert torch.equal(read_image(path, inputs)[0][0], trained)
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "1"])
+    def test_grey_stays_grey_without_its_transparency(self, mode, tmp_path):
+        write_folder(tmp_path, mode="L")
+        image = Image.new("LA", (10, 8), (7, 0)).convert(mode)
+        image.save(tmp_path / "train" / "a" / "0.png", transparency=7 if mode == "L" else None)
+        raw = read_folder(config(tmp_path))
+        assert raw.train_inputs.shape == (12, 1, 8, 10)
+        assert raw.train_inputs[0].eq(0 if mode == "1" else 255).all()
 
     def test_hidden_files_and_folders_are_left_out(self, tmp_path):
         write_folder(tmp_path)
