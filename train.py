@@ -40,7 +40,7 @@ from training.lock import exclusive
 from training.log import ConsoleLogger, Logger, Loggers, TensorBoardLogger
 from training.loop import DIVERGED, complete, train
 from training.results import Results
-from training.setup import LAYERS, build_model, pick_device
+from training.setup import LAYERS, build_model, check_batch_size, pick_device
 from training.signals import StopAtOnce, Stopped
 from training.state import TrainingState, initial_state
 
@@ -140,6 +140,7 @@ def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
     saved = Checkpoints(config, resumed).load() if resumed else None
     data = load(config, pick_device(config))
     model = build_model(config, data, LAYERS[config.backend])
+    check_batch_size(config, data, model)
     directory = resumed or parallel.by_first(lambda: make_run_dir(config, held))
     state = initial_state(config, data, model, directory / run_folder.WEIGHTS, clock)
     if saved:

@@ -79,8 +79,6 @@ def load(config: Config, device: torch.device) -> Data:
             f"--batch-size {config.batch_size} of {len(kept)} training examples cannot be shared "
             f"equally by {processes} processes"
         )
-    if config.batch_norm and min(config.batch_size, len(kept)) // processes == 1:
-        raise ValueError("--batch-norm needs at least 2 training examples in a batch")
 
     def split(inputs: Tensor, labels: Tensor, rows: Tensor | slice = slice(None)) -> Split:
         return Split(inputs[rows].to(device), labels[rows].to(device))

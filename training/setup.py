@@ -4,11 +4,13 @@ from types import ModuleType
 
 import torch
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import manual_ops.nn
 import models
 from training import parallel
 from training.config import Config, flag
+from training.data import Data
 from training.inputs import Inputs
 
 LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
@@ -49,6 +51,20 @@ def pick_device(config: Config) -> torch.device:
         torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same curve
     return device
+
+
+def check_batch_size(config: Config, data: Data, model: Module) -> None:
+    """Refuse to train batch norm on one example at a time, which has no variance.
+
+    Raises:
+        ValueError: So ``config`` and ``data`` have it.
+    """
+    size = min(config.batch_size, len(data.train)) // parallel.count()
+    if size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ValueError(
+            f"batch norm, which this {config.model} has, needs at least 2 training examples in a "
+            "batch of each process: raise --batch-size or --limit-train"
+        )
 
 
 def build_model(config: Config, inputs: Inputs, layers: ModuleType) -> Module:

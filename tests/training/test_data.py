@@ -165,12 +165,6 @@ def test_points_cannot_be_augmented():
         load(Config(dataset="moons", augment=True), CPU)
 
 
-def test_batch_norm_needs_two_examples():
-    for settings in ({"batch_size": 1}, {"limit_train": 1}):
-        with pytest.raises(ValueError, match="--batch-norm needs at least 2"):
-            load(Config(batch_norm=True, **settings), CPU)
-
-
 def test_validation_may_not_take_everything(tmp_path):
     write_mnist(tmp_path, train=1)
     with pytest.raises(ValueError, match="none are left to train on"):
