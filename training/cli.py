@@ -8,9 +8,11 @@ from typing import get_args
 import tyro
 import yaml
 
+import models
 from training.config import Config, DatasetName, ModelName, words
 from training.recipes import recipe
 from training.run_folder import CONFIG
+from training.setup import MODEL_OPTIONS
 
 
 def parse_args(args: Sequence[str]) -> Config:
@@ -38,7 +40,7 @@ def parse_args(args: Sequence[str]) -> Config:
             raise ValueError(f"there is no run to resume in {chosen.resume}: {path} is missing")
     if path is not None:
         # A file of settings is the same flags, written down: one parser checks both.
-        args = [*_flags_of(Path(path)), *args]
+        args = [*_flags_of(Path(path), chosen.model), *args]
         chosen = _peek(args)
     return tyro.cli(
         Config,
@@ -61,8 +63,14 @@ def _peek(args: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def _flags_of(path: Path) -> list[str]:
-    """Return the settings of a YAML file as command-line arguments."""
+def _flags_of(path: Path, model: ModelName | None) -> list[str]:
+    """Return the settings of a YAML file as command-line arguments.
+
+    Args:
+        path: The file.
+        model: What is to be trained instead of the file's model: options that it lacks are left
+            out.
+    """
     try:
         settings = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -73,5 +81,7 @@ def _flags_of(path: Path) -> list[str]:
     for name, value in settings.items():
         if name in ("config", "run_dir", "resume"):
             continue  # a repeated run gets a folder of its own
+        if model and name in MODEL_OPTIONS and name not in models.options(model):
+            continue
         arguments += words(name, value)
     return arguments

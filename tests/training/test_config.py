@@ -167,6 +167,16 @@ class TestFile:
         config = parse_args(["--config", str(tmp_path / "config.yaml"), "--hidden", "7"])
         assert (config.dataset, config.model, config.hidden) == ("mnist", "mlp", (7,))
 
+    def test_options_that_another_model_lacks_are_left_out(self, tmp_path):
+        path = str(tmp_path / "config.yaml")
+        recipe("cifar10", "mlp").save(tmp_path / "config.yaml")
+        config = parse_args(["--config", path, "--model", "vgg"])
+        assert (config.hidden, config.activation, config.negative_slope) == ((), "relu", 0.01)
+        assert (config.batch_norm, config.lr) == (True, 0.003)
+        config = parse_args(["--config", path, "--model", "vgg", "--hidden", "7"])
+        assert config.hidden == (7,)  # asked for: the model will refuse it
+        assert parse_args(["--config", path, "--model", "mlp"]).hidden == (1000, 500, 200, 100, 100)
+
     def test_a_repeated_run_gets_a_folder_of_its_own(self, tmp_path):
         Config(run_dir=tmp_path).save(tmp_path / "config.yaml")
         assert parse_args(["--config", str(tmp_path / "config.yaml")]).run_dir is None
