@@ -32,6 +32,7 @@ from training.cli import parse_args
 from training.config import Config, flag, words
 from training.lock import is_free, one_at_a_time
 from training.loop import DIVERGED
+from training.run_folder import CONFIG
 
 HEARTBEAT = 10  # seconds between two signs of life of a process
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -412,15 +413,14 @@ class Study:
             if self._is_finished(directory):
                 continue
             print(f"\n{directory}", flush=True)
-            if (directory / "config.yaml").exists():
+            if (directory / CONFIG).exists():
                 args = ["--resume", str(directory)]
             else:
                 flags = self._settings.flags(values)
                 args = [*flags, "--seed", str(seed), "--run-dir", str(directory)]
             try:
                 code = run(args)
-            except KeyboardInterrupt:  # in good order it stops only while it trains
-                (directory / report.FILE).unlink(missing_ok=True)  # its report may be missing
+            except KeyboardInterrupt:  # the second one, which it does not wait for
                 code = INTERRUPTED
             if code:
                 return code
