@@ -240,6 +240,13 @@ class TestDataSets:
         metrics = run("--dataset", "folder", "--data-dir", "pets", "--model", "vgg", *SHORT)
         assert list(metrics["per_class_accuracy"]) == ["a", "b", "c"]
 
+    def test_one_class_that_no_common_font_has(self, run, capfd):
+        """Draws and counts without a word of warning, which would be an error here."""
+        write_folder(Path("pets"), classes="猫")
+        args = ("--dataset", "folder", "--data-dir", "pets", "--model", "mlp", "--report", *SHORT)
+        assert run(*args)["test_accuracy"] == 1
+        assert "font" not in capfd.readouterr().err
+
 
 class TestSettings:
     @pytest.mark.parametrize(
@@ -451,7 +458,9 @@ class TestMistakes:
             ("--dataset moons --augment", "--augment needs images"),
             ("--model mnist-cnn --hidden 3", "mnist-cnn has no option --hidden"),
             ("--model cifar-cnn --dropout 0.5", "cifar-cnn has no option --dropout"),
-            ("--model mlp --batch-norm --batch-size 1", "--batch-norm needs at least 2"),
+            ("--model mlp --batch-norm --batch-size 1", "batch norm, which this mlp has, needs"),
+            ("--model resnet18 --limit-train 1", "batch norm, which this resnet18 has, needs"),
+            ("--model vgg --batch-size 1", "needs at least 2 training examples"),
             ("--device abacus", "--device abacus is not available here"),
             ("--device cuda:99", "--device cuda:99 is not available here"),
             ("--config none.yaml", "none.yaml"),
@@ -485,6 +494,10 @@ class TestMistakes:
         Path("pets/train/a/0.png").write_text("no image")
         error = self.error(capsys, "--dataset", "folder", "--data-dir", "pets")
         assert "pets/train/a/0.png is not an image" in error
+
+    def test_without_batch_norm_a_batch_may_be_one_example(self):
+        args = ("--model", "mlp", "--limit-train", "1", "--epochs", "1", "--no-tensorboard")
+        assert train.main([*args, "--no-report", "--run-dir", "run"]) == 0
 
     def test_a_learning_rate_that_diverges(self, capsys):
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)

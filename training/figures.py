@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
@@ -45,11 +45,23 @@ STYLE: dict[Any, Any] = {
 }
 
 
+# Families with the characters that matplotlib's own font lacks; those installed are drawn with.
+FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC",
+    "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS",
+    "Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI", "Unifont",
+)  # fmt: skip
+
+
 def draw(results: Results) -> dict[str, Figure]:
     """Return the figures of ``results`` by name, without those that it has no data for."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
+        installed = set(font_manager.get_font_names())
+        fallbacks = [name for name in FALLBACKS if name in installed]
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", *fallbacks]
         drawn = {name: figure(results) for name, figure in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

@@ -2,6 +2,9 @@
 
 import io
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -18,8 +21,17 @@ DPI = 192  # twice that of a plain screen
 def to_png(figure: Figure) -> bytes:
     """Return the figure on white, as a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white")
+    with _boxes_allowed():
+        figure.savefig(file, format="png", dpi=DPI, facecolor="white")
     return file.getvalue()
+
+
+@contextmanager
+def _boxes_allowed() -> Iterator[None]:
+    """Let matplotlib draw a box, without a warning for each, for what no font here has."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def to_tensor(png: bytes) -> Tensor:
@@ -37,7 +49,7 @@ def to_svg(figure: Figure, name: str) -> str:
     """
     file = io.StringIO()
     # Text stays text: it can be searched, and read out.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _boxes_allowed(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(
             file,
             format="svg",

@@ -1,6 +1,7 @@
 """The figures of a report."""
 
 import io
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -39,6 +40,22 @@ def test_the_users_own_style_does_not_show():
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "red"}):
         assert to_png(draw(found)["loss"]) == plain
         assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_characters_of_other_scripts_come_from_installed_fonts(monkeypatch, caplog):
+    monkeypatch.setattr(figures, "FALLBACKS", ("No Such Font", "STIXGeneral"))
+    figure = draw(results())["confusion_matrix"]
+    assert figure.axes[0].xaxis.label.get_family() == ["DejaVu Sans", "STIXGeneral"]
+    to_png(figure)
+    assert caplog.messages == []  # matplotlib tells of every font it does not find
+
+
+def test_a_character_that_no_font_has_is_drawn_without_a_warning():
+    found = results()
+    named = replace(found, inputs=replace(found.inputs, classes=("\ue000", "b", "c")))
+    for name, figure in draw(named).items():
+        assert to_png(figure)
+        assert to_svg(figure, name)
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
