@@ -1,6 +1,7 @@
 """Fused runs of layers: found where they are safe, the same numbers, nothing else changed."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -37,11 +38,11 @@ class Block(nn.Module):
 class WithLoss(nn.Module):
     """A classifier that returns its loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.hidden = nn.Linear(6, 5)
         self.head = nn.Linear(5, 4)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.1, **settings)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         return self.criterion(self.head(torch.relu(self.hidden(x))), target)
@@ -85,6 +86,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], l
         lambda: (torch.randn(5, 6, dtype=torch.float64), torch.tensor([0, 1, 3, 2, 0])),
         ["linear_relu", "linear_cross_entropy"],
     ),
+    **{
+        f"loss_of_probabilities{name}": (
+            functools.partial(WithLoss, **settings),
+            lambda: (torch.randn(5, 6, dtype=torch.float64), torch.rand(5, 4, dtype=torch.float64)),
+            ["linear_relu", "linear_cross_entropy"],
+        )
+        for name, settings in {"": {}, "_negative_index": {"ignore_index": -1}}.items()
+    },
     # The second block's sum has an operand that the first one's op does not save: no gain.
     "residual": (
         lambda: chain(nn.Conv2d(2, 2, 1), *(Block(2) for _ in range(4))),

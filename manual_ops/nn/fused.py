@@ -83,13 +83,15 @@ def linear_cross_entropy(
     if input.dim() > 2:  # there the loss takes its classes along another dim than the last
         loss: Tensor = criterion(linear(input), target)
         return loss
+    # Beside probabilities a negative index means nothing to the layer, but the function refuses it.
+    unused = criterion.ignore_index < 0 and target.is_floating_point()
     return F.linear_cross_entropy(
         input,
         linear.weight,
         target,
         linear_bias=linear.bias,
         weight=criterion.weight,
-        ignore_index=criterion.ignore_index,
+        ignore_index=None if unused else criterion.ignore_index,
         reduction=criterion.reduction,
         label_smoothing=criterion.label_smoothing,
     )
