@@ -65,6 +65,13 @@ class Piece(NamedTuple):
 class Fused:
     """Base of the classes that are made here; a copy or an unpickled module is traced anew."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a module of the original class: the code here is for the layers it was made from.
+
+        ``nn.Sequential`` does this where it is sliced.
+        """
+        return _behind(cls)(*args, **kwargs)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = super().__reduce_ex__(protocol)[2]
         return _unfinished, (_original_class(self),), state
@@ -176,14 +183,20 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def _original_class(module: Any) -> type:
-    kind: type = type(module).__mro__[2]  # behind the class made here, and Fused
+    return _behind(type(module))
+
+
+def _behind(made: type) -> type:
+    """Return the class that ``made``, one of those made here, stands for: it follows Fused."""
+    kind: type = made.__mro__[2]
     return kind
 
 
-def _unfinished(kind: type) -> Any:
+def _unfinished(kind: Any) -> Any:
     """Return a module of class ``kind`` whose ``__setstate__`` fuses it again."""
-    made: Any = type(kind.__name__, (Fused, kind), {})
-    return made.__new__(made)
+    module = kind.__new__(kind)
+    module.__class__ = type(kind.__name__, (Fused, kind), {})
+    return module
 
 
 def _set_forward(module: nn.Module, graph: fx.Graph) -> None:

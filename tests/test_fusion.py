@@ -233,6 +233,14 @@ def test_revert_and_fuse_again() -> None:
     }
 
 
+def test_slices_are_of_the_original_class() -> None:
+    model = chain(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU())
+    fused, _ = manual_ops.convert(model, fuse=True)
+    x = torch.randn(2, 4)
+    assert type(fused[:2]) is nn.Sequential
+    torch.testing.assert_close(fused[2:](fused[:2](x)), model(x))
+
+
 def test_training_flags_are_kept() -> None:
     model = chain(nn.Linear(4, 3), nn.ReLU(), nn.Dropout()).train()
     model[2].eval()
