@@ -31,7 +31,25 @@ from . import nn as manual_nn
 from .nn import fused
 
 _RELU = {torch.relu, torch.relu_, torch_functional.relu, torch_functional.relu_, "relu", "relu_"}
-_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def _apart(operate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``operate`` as a function of this file.
+
+    As itself torch.fx would write ``a += b``, which gives a new value to the name of a number too.
+    """
+    return functools.wraps(operate, assigned=("__name__",))(lambda a, b: operate(a, b))
+
+
+_IN_PLACE = {
+    name: _apart(getattr(operator, name))
+    for name in (
+        *("iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"),
+        *("irshift", "isub", "itruediv", "ixor"),
+    )
+}
+_ADD = {operator.add, _IN_PLACE["iadd"], torch.add, "add", "add_"}
+_WRITES = "may write in place"
 
 
 class Run(NamedTuple):
@@ -122,6 +140,19 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
         yield from _pieces(part, f"{name}.{part_name}" if name else part_name, dry_run, seen)
 
 
+class _Proxy(fx.Proxy):
+    """Stands for a value while code is traced."""
+
+
+def _in_place_operator(operate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method for ``a += b``, which torch.fx records as ``a + b``."""
+    return lambda a, b: a.tracer.create_proxy("call_function", operate, (a, b), {})
+
+
+for _name, _function in _IN_PLACE.items():
+    setattr(_Proxy, f"__{_name}__", _in_place_operator(_function))
+
+
 class _Tracer(fx.Tracer):
     """Traces the code of a module down to layers, and to what has to be called as a whole."""
 
@@ -129,6 +160,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.module = module
         self.called_as_a_whole: list[tuple[str, nn.Module]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _is_layer(m):
@@ -241,6 +275,8 @@ class _Call:
 def _rewrite(graph: fx.Graph, root: nn.Module) -> Iterator[Run]:
     """Apply the patterns to ``graph``; yield what was fused."""
     calls = functools.partial(_call, root=root)
+    for node in graph.nodes:
+        node.meta[_WRITES] = _may_write(node, root)
     for pattern in (_pool_first, _norm_relu_conv, _then_relu, _linear_cross_entropy):
         for node in list(graph.nodes):
             if (call := calls(node)) and (run := pattern(graph, call, calls)):
@@ -267,6 +303,8 @@ def _pool_first(graph: fx.Graph, pool: _Call, calls: Calls) -> Run | None:
         return None
     if not relu or not relu.is_relu or not relu.has_one_user or not _sole_use(relu):
         return None
+    if not _undisturbed(relu.node, pool.node):
+        return None
     pool.node.replace_all_uses_with(relu.node)
     pool.node.args = (relu.input,)
     relu.node.args = (pool.node, *relu.node.args[1:])
@@ -278,7 +316,7 @@ def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
     if not relu.is_relu or not _sole_use(relu):
         return None
     norm, residual = calls(relu.input), None
-    if norm and norm.module is None and norm.node.target in _ADD and len(norm.node.args) == 2:
+    if norm and norm.module is None and norm.node.target in _ADD:
         norm, residual = _summands(norm, calls)
     users = [_Call(user, None) if calls(user) is None else calls(user) for user in relu.node.users]
     convolutions = [user for user in users if user and user.is_a(manual_nn.Conv2d)]
@@ -291,7 +329,8 @@ def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
     (conv,) = convolutions
     if conv.module.padding_mode != "zeros":  # type: ignore[union-attr]
         return None
-    if residual is not None and not _is_saved(residual, calls):
+    saved = residual is None or _is_saved(residual, calls)
+    if not saved or not _undisturbed(norm.node, relu.input, relu.node, conv.node):
         return None
     with graph.inserting_before(relu.node):
         layers = (graph.get_attr(norm.name), graph.get_attr(conv.name))
@@ -315,10 +354,14 @@ def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
 
 def _summands(add: _Call, calls: Calls) -> tuple[_Call | None, Any]:
     """Return the batch norm of a sum that only the rectifier uses, and what it is added to."""
+    if len(add.node.args) != 2 or add.node.kwargs or not add.has_one_user:
+        return None, None
     for norm, other in (add.node.args, reversed(add.node.args)):
         call = calls(norm)
-        if call and call.is_a(manual_nn.BatchNorm2d) and call.has_one_user and add.has_one_user:
-            return call, other
+        if call and call.is_a(manual_nn.BatchNorm2d) and call.has_one_user:
+            # A sum in the memory of its other operand is seen by whoever reads that.
+            lost = norm is not add.input and add.node.meta[_WRITES]
+            return (call, other) if isinstance(other, fx.Node) and not lost else (None, None)
     return None, None
 
 
@@ -341,6 +384,8 @@ def _then_relu(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
         op = fused.conv_relu
     else:
         return None
+    if not _undisturbed(layer.node, relu.node):
+        return None
     with graph.inserting_before(relu.node):
         output = graph.call_function(op, (graph.get_attr(layer.name), layer.input))
     relu.node.replace_all_uses_with(output)
@@ -355,6 +400,8 @@ def _linear_cross_entropy(graph: fx.Graph, loss: _Call, calls: Calls) -> Run | N
         return None
     if not linear.is_a(manual_nn.Linear) or len(loss.node.args) != 2:
         return None
+    if not _undisturbed(linear.node, loss.node):
+        return None
     with graph.inserting_before(loss.node):
         layers = (graph.get_attr(linear.name), graph.get_attr(loss.name))
         arguments = (*layers, linear.input, loss.node.args[1])
@@ -363,6 +410,39 @@ def _linear_cross_entropy(graph: fx.Graph, loss: _Call, calls: Calls) -> Run | N
     graph.erase_node(loss.node)
     graph.erase_node(linear.node)
     return Run((linear.name, loss.name), "linear_cross_entropy")
+
+
+def _undisturbed(*pattern: fx.Node) -> bool:
+    """Whether nothing is written in place between the first and the last node of ``pattern``.
+
+    The op that replaces them reads what they read at another time.
+    """
+    node = pattern[0]
+    while (node := node.next) is not pattern[-1]:
+        if node not in pattern and node.meta.get(_WRITES):
+            return False
+    return True
+
+
+def _may_write(node: fx.Node, root: nn.Module) -> bool:
+    """Whether ``node`` may write in place: code that is not torch's may do anything."""
+    if any(argument is True for argument in (*node.args, node.kwargs.get("inplace"))):
+        return True  # F.relu(x, True)
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        known = _is_layer(module) and _is_bare(module)
+        return getattr(module, "inplace", False) or not known or not _is_torchs(type(module))
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        in_place = node.target in _IN_PLACE.values() or name.endswith("_")
+        return in_place or "out" in node.kwargs or not _is_torchs(node.target)
+    return node.op == "call_method" and str(node.target).endswith("_")
+
+
+def _is_torchs(code: Any) -> bool:
+    """Whether ``code`` is of torch, this package or Python."""
+    home = (getattr(code, "__module__", None) or "torch").partition(".")[0]
+    return home in ("torch", __package__, "_operator", "builtins", "math")
 
 
 def _sole_use(call: _Call) -> bool:

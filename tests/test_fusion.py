@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,21 @@ class WithLoss(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         return self.criterion(self.head(torch.relu(self.hidden(x))), target)
+
+
+class Alias(nn.Module):
+    """A tensor that is changed in place under another name, and a number that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = x = self.linear(x)
+        size = more = x.shape[1]
+        x += torch.relu(self.linear(x.exp()))
+        more += 1
+        return before * size + x * more
 
 
 def chain(*layers: nn.Module) -> nn.Sequential:
@@ -94,6 +110,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], l
         )
         for name, settings in {"": {}, "_negative_index": {"ignore_index": -1}}.items()
     },
+    "alias": (Alias, lambda: (torch.randn(5, 4, dtype=torch.float64),), ["linear_relu"]),
     # The second block's sum has an operand that the first one's op does not save: no gain.
     "residual": (
         lambda: chain(nn.Conv2d(2, 2, 1), *(Block(2) for _ in range(4))),
@@ -132,6 +149,59 @@ def test_report_names_the_layers() -> None:
     assert "fused: batch_norm_relu_conv2d: layer1.0.bn1 + layer1.0.relu" in str(report)
 
 
+class ChangedBetween(nn.Module):
+    """What a layer reads is overwritten before the rectifier, the convolution or the loss."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        self.how, self.relu = how, nn.ReLU(inplace=True)
+        self.norm, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+        self.linear, self.loss = nn.Linear(4, 4), nn.CrossEntropyLoss()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, layer = x.clone(), self.norm if "norm" in self.how else self.linear
+        h = layer(x)
+        if "function" in self.how:
+            y = F.relu(x, True)
+        elif "method" in self.how:
+            y = x.mul_(2)
+        elif "operator" in self.how:
+            y = operator.imul(x, 2)
+        else:
+            y = self.relu(x)
+        if "loss" in self.how:
+            return self.loss(h, y)
+        h = torch.relu(h)
+        return self.conv(h) + y if "norm" in self.how else h + y
+
+
+class OntoActivation(ChangedBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(x))
+        h.add_(1)
+        return self.conv(h)
+
+
+class SumElsewhere(ChangedBetween):
+    """The other summand is seen to be overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.exp()
+        shown = h.view_as(h)
+        h += self.norm(x)
+        return self.conv(torch.relu(h)) + shown
+
+
+class Scaled(ChangedBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.relu(torch.add(self.norm(x), x.exp(), alpha=2)))
+
+
+class PlusNumber(ChangedBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.relu(self.norm(x) + 1))
+
+
 def nothing_to_fuse() -> dict[str, nn.Module]:
     """Where a fused op would change the result, or save nothing."""
     hooked = chain(nn.Linear(4, 4), nn.ReLU())
@@ -155,7 +225,14 @@ def nothing_to_fuse() -> dict[str, nn.Module]:
             x = x.clone()
             return self.pool(torch.relu_(x)) + x[..., ::2, ::2]
 
+    ways = ("function", "method", "operator", "item", "module", "loss")
     return {
+        **{f"changed_by_{way}": ChangedBetween(way) for way in ways},
+        "changed_before_conv": ChangedBetween("norm"),
+        "changed_activation": OntoActivation(),
+        "sum_elsewhere": SumElsewhere(),
+        "scaled_sum": Scaled(),
+        "plus_number": PlusNumber(),
         "hook": hooked,
         "norm_read_twice": Twice(),
         "rectified_in_place_and_read": InPlace(),
