@@ -4,13 +4,16 @@ import copy
 import functools
 import operator
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import manual_ops
 import models
@@ -271,6 +274,205 @@ def test_parts_where_the_whole_cannot_be_traced() -> None:
         assert (name, found) == ("(model)", kind.__name__)
         assert reason in note
         assert type(model) is kind
+
+
+class Untraceable(nn.Module):
+    """Code that torch.fx would record as something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = chain(nn.Linear(4, 4), nn.ReLU())
+        self.register_buffer("mean", torch.ones(4))
+        self.calls, self.seen = 0, []
+
+
+def _plain(self: Any, x: Tensor) -> Tensor:
+    return self.body(x)
+
+
+def _no_grad(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        features = self.body(x)
+    return features * 2
+
+
+def _switched_off(self: Any, x: Tensor) -> Tensor:
+    torch.set_grad_enabled(False)
+    features = self.body(x)
+    torch.set_grad_enabled(True)
+    return features
+
+
+def _with_grad(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return self.body(x)
+
+
+def _inference(self: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return self.body(x)
+
+
+def _autocast(enabled: bool) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=enabled):
+            return self.body(x)
+
+    return forward
+
+
+def _checkpoint(use_reentrant: bool) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return checkpoint(self.body, x, use_reentrant=use_reentrant)
+
+    return forward
+
+
+def _offloaded(self: Any, x: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return self.body(x)
+
+
+def _counts(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    return self.body(x)
+
+
+def _updates_buffer(self: Any, x: Tensor) -> Tensor:
+    self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+    return self.body(x - self.mean)
+
+
+def _updates_hidden_buffer(self: Any, x: Tensor) -> Tensor:
+    self._buffers["mean"] += 1
+    return self.body(x)
+
+
+def _keeps(self: Any, x: Tensor) -> Tensor:
+    self.features = self.body(x)
+    return self.features
+
+
+def _appends(self: Any, x: Tensor) -> Tensor:
+    self.seen.append(self.body(x))
+    return self.seen.pop(0) if len(self.seen) > 1 else self.seen[0]
+
+
+def _draws(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) if random.random() < 0.5 else self.body(-x)
+
+
+def _draws_from_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) * np.random.rand()  # noqa: NPY002
+
+
+def _draws_from_torch(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) if torch.rand(()) < 0.5 else self.body(-x)
+
+
+def _makes_tensor(self: Any, x: Tensor) -> Tensor:
+    return self.body(x) + torch.arange(4)
+
+
+def _asks_for_type(self: Any, x: Tensor) -> Tensor:
+    return self.body(torch.stack(x) if not torch.is_tensor(x) else x)
+
+
+def _sets_data(self: Any, x: Tensor) -> Tensor:
+    x.data = x.data + 1
+    return self.body(x)
+
+
+def _any_number(self: Any, *x: Tensor) -> Tensor:
+    return self.body(x[0])
+
+
+UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "no_grad": (_no_grad, "grad mode"),
+    "no_grad_decorator": (torch.no_grad()(_plain), "grad mode"),
+    "set_grad_enabled": (_switched_off, "grad mode"),
+    "enable_grad": (_with_grad, "grad mode"),
+    "inference_mode": (_inference, "grad mode"),
+    "autocast_off": (_autocast(False), "autocast"),
+    "autocast_on": (_autocast(True), "autocast"),
+    "reentrant_checkpoint": (_checkpoint(True), "type of a value"),
+    "checkpoint": (_checkpoint(False), "saved-tensor hooks"),
+    "save_on_cpu": (_offloaded, "saved-tensor hooks"),
+    "counter": (_counts, "changes attributes of Untraceable"),
+    "buffer": (_updates_buffer, "changes attributes of Untraceable"),
+    "hidden_buffer": (_updates_hidden_buffer, "aten.add_.Tensor"),
+    "attribute": (_keeps, "changes attributes of Untraceable"),
+    "list": (_appends, "changes attributes of Untraceable"),
+    "random": (_draws, "random numbers"),
+    "numpy": (_draws_from_numpy, "random numbers"),
+    "torch_random": (_draws_from_torch, "aten.rand.default"),
+    "constant": (_makes_tensor, "aten.arange"),
+    "isinstance": (_asks_for_type, "type of a value"),
+    "data": (_sets_data, "sets data"),
+    "variadic": (_any_number, "takes *x"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_what_is_not_recorded_is_refused(name: str) -> None:
+    forward, reason = UNTRACEABLE[name]
+    kind = type("Untraceable", (Untraceable,), {"forward": forward})
+    model = kind()
+    attributes = set(vars(model))
+    states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()  # noqa: NPY002
+    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    fused, report = manual_ops.convert(model, inplace=True, fuse=True)
+    assert [layer.name for layer in report.fused] == ["body.0 + body.1"]
+    ((found, note),) = [(layer.name, layer.note) for layer in report.unfused]
+    assert found == "(model)"
+    assert reason in note
+    assert type(fused) is kind
+    assert set(vars(model)) == attributes
+    assert (model.calls, model.seen, model.mean.tolist()) == (0, [], [1.0] * 4)
+    assert (random.getstate(), np.random.get_state()[2]) == states[:2]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == modes
+
+
+def test_buffers_are_read_at_every_call() -> None:
+    class Normalised(Untraceable):
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean.add_(1)
+            return self.body(x - self.mean.view(1, -1))
+
+    model = Normalised()
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert [layer.name for layer in report.fused] == ["body.0 + body.1"]
+    assert report.unfused == ()
+    x = torch.randn(3, 4)
+    for _ in range(2):
+        torch.testing.assert_close(fused(x), model(x))
+    assert fused.mean.tolist() == [3.0] * 4
+
+
+def test_missing_arguments() -> None:
+    class Masked(Untraceable):
+        def forward(
+            self, x: Tensor, mask: Tensor | None = None, *, residual: Tensor | None = None
+        ) -> Tensor:
+            if residual is None:
+                residual = x
+            h = self.body(x) + residual
+            return h * mask if mask is not None else h
+
+    model = Masked()
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert [layer.name for layer in report.fused] == ["body.0 + body.1"]
+    x, mask, residual = torch.randn(3, 3, 4)
+    for args, kwargs in (
+        ((x,), {}),
+        ((x, mask), {}),
+        ((x, None), {"residual": residual}),
+        ((x,), {"mask": mask, "residual": residual}),
+    ):
+        torch.testing.assert_close(fused(*args, **kwargs), model(*args, **kwargs))
+        compiled = torch.compile(fused, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(*args, **kwargs), model(*args, **kwargs))
 
 
 def test_hooks_on_parts_are_called() -> None:
