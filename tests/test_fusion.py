@@ -67,6 +67,17 @@ class Alias(nn.Module):
         return before * size + x * more
 
 
+class PlusVector(nn.Module):
+    """A sum whose other operand, which something else saves, is broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.relu(self.norm(x) + x.mean((0, 2, 3), keepdim=True).exp()))
+
+
 def chain(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers)
 
@@ -113,6 +124,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], l
         )
         for name, settings in {"": {}, "_negative_index": {"ignore_index": -1}}.items()
     },
+    "broadcast": (PlusVector, images, [NORM_RELU_CONV]),
     "alias": (Alias, lambda: (torch.randn(5, 4, dtype=torch.float64),), ["linear_relu"]),
     # The second block's sum has an operand that the first one's op does not save: no gain.
     "residual": (

@@ -105,6 +105,9 @@ def norm_relu_conv(
     return_activation: bool = False,
 ) -> Any:
     """Run three layers as one op: ``conv(relu(norm(input) + residual))``."""
+    if residual is not None and residual.shape != input.shape:
+        activation = F.relu(norm(input) + residual)
+        return (conv(activation), activation) if return_activation else conv(activation)
     norm._check_input_dim(input)
     running_mean, running_var, momentum = tracked(norm)
     return F.batch_norm_relu_conv2d(
