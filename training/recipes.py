@@ -84,7 +84,9 @@ _PAIRS: dict[tuple[DatasetName, ModelName], dict[str, Any]] = {
     },
     ("fashion-mnist", "speed-resnet"): {
         "width": 0.375,
+        "epochs": 12,
         "crop_padding": 0,  # all images are centred
+        "cutout": 8,
         "test_flip": True,
     },
     ("cifar10", "speed-resnet"): {"test_flip": True},
