@@ -35,18 +35,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         ValueError: Another process is at it.
         OSError: The folder cannot be opened.
     """
-    if sys.platform == "win32":  # has no descriptors of folders
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder) as descriptor:
         if not try_lock(descriptor):
             raise ValueError(
                 f"another process is running in {folder}. Wait for it, or choose another --run-dir"
             )
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -56,16 +50,24 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     Raises:
         OSError: The folder cannot be opened.
     """
-    if sys.platform == "win32":  # has no descriptors of folders
-        yield
-        return
-    import fcntl
+    with _opened(folder) as descriptor:
+        if sys.platform != "win32":
+            import fcntl
 
+            with suppress(OSError):  # there are no locks on some network drives
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """Open a folder within the block; on Windows, where that cannot be, do nothing."""
+    if sys.platform == "win32":
+        yield -1
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # there are no locks on some network drives
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
