@@ -94,6 +94,7 @@ def _routes() -> dict[Op, Op]:
         for namespace in (torch, Tensor, torch.special):
             add(namespace, name, adapted)
             add(namespace, f"{name}_", adapted and _in_place(adapted))
+    add(torch.special, "expit", _adapted(functional.sigmoid, "sigmoid"))  # another name of it
     return routes
 
 

@@ -98,6 +98,7 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = 
         lambda x: torch.log_softmax(x, dim=1, dtype=torch.float64),
         lambda x: functional.log_softmax(x, 1, dtype=torch.float64),
     ),
+    "torch.special.expit": (torch.special.expit, functional.sigmoid),
     "torch.special": (lambda x: torch.special.softmax(x, 1), lambda x: functional.softmax(x, 1)),
     "F.sigmoid": (lambda x: F.sigmoid(x), lambda x: functional.sigmoid(x)),
     "torch.tanh": (lambda x: torch.tanh(x), lambda x: functional.tanh(x)),
