@@ -6,11 +6,10 @@ Forward:   l[i] = (x[i] - t[i])^2
 Backward:  dL/dx[i] = 2 r[i] (x[i] - t[i]),  dL/dt[i] = -2 r[i] (x[i] - t[i])
 Tangent:   l'[i] = 2 (x[i] - t[i]) (x'[i] - t'[i]), reduced like l
 
-The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. With weights w it is
-y[i] = w[i] l[i] or its sum, and for the mean, by the quotient rule in the last line,
-           y = (sum_i w[i] l[i]) / sum_i w[i]
-           dL/dx[i] = 2 w[i] (x[i] - t[i]) dL/dy / sum_k w[k]
-           dL/dw[i] = (l[i] - y) dL/dy / sum_k w[k]
+The output y of l, and r of dL/dy, follow from the reduction as in _loss.py. With weights w,
+w[i] l[i] takes the place of l[i] and sum_k w[k] that of N. So dL/dx and dL/dt get the factor w[i],
+and
+           dL/dw[i] = r[i] l[i] (none, sum) or r[i] (l[i] - y) (mean, by the quotient rule)
 Source: Bishop, Pattern Recognition and Machine Learning (2006), section 3.1.1.
 """
 
