@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import manual_ops
+from manual_ops import _fuse
 from manual_ops import functional as F
 from manual_ops._fuse import fuse, fusible
 from manual_ops._precision import accumulate_wide
+from manual_ops.ops._normalisation import Needs, _rows_as_groups
+from manual_ops.testing.cases import OpCase
+from tests.harness import cases_for, first, subject
 
 
 def test_switch() -> None:
@@ -70,13 +74,37 @@ def test_no_formula_takes_the_place_of_another(monkeypatch: pytest.MonkeyPatch) 
             assert formula(g, 2 * g).tolist() == [2.0**power] * 3
 
 
-def test_inductor() -> None:
-    """The real compiler, where the machine has one."""
-    x = torch.randn(64, 300, requires_grad=True)
+@cases_for()
+def test_gradients_of_every_case(case: OpCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+    def gradients() -> list[torch.Tensor]:
+        arguments = case.sample()
+        wanted = [arguments[name].requires_grad_() for name in case.differentiable]
+        torch.manual_seed(1)
+        output = first(subject(case)(**arguments))
+        torch.manual_seed(2)
+        return list(torch.autograd.grad(output, wanted, torch.randn_like(output)))
+
+    expected = gradients()
     with manual_ops.fuse():
-        (fused,) = torch.autograd.grad(F.silu(x).sum(), x)
-    (plain,) = torch.autograd.grad(F.silu(x).sum(), x)
-    torch.testing.assert_close(fused, plain)
+        found = gradients()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("count", [192, 100])
+def test_inductor(count: int) -> None:
+    """The real compiler, where the machine has one."""
+    rows, g = torch.randn(2, count, 40)
+    mean, rstd = rows.mean(1, keepdim=True), 1 / rows.std(1, keepdim=True)
+    args = (rows, mean, rstd, torch.rand(40), Needs(True, True, True))
+    formula = fusible(_rows_as_groups)  # afresh: no other test has compiled it
+    with torch.no_grad():
+        plain = formula(g, *args)
+        with manual_ops.fuse():
+            fused = formula(g, *args)
+    torch.testing.assert_close([t.flatten() for t in fused], [t.flatten() for t in plain])
+    assert _fuse._has_compiler
 
 
 def test_errors_of_the_formula_are_raised() -> None:

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.nn import _reduction
 
 from .._apply import bind
+from .._fuse import fusible
 from ._refusal import no_tensor
 
 
@@ -56,6 +57,7 @@ def bind_pointwise_loss(
         target_slope: The same with dl/dt.
         expects: What the arguments have to be, for error messages.
     """
+    of_input, of_target = fusible(input_slope), fusible(target_slope)
 
     class PointwiseLoss(Function):
         generate_vmap_rule = True
@@ -79,9 +81,9 @@ def bind_pointwise_loss(
                 grad_output = grad_output / max(input.numel(), 1)
             grad_input = grad_target = None
             if ctx.needs_input_grad[0]:
-                grad_input = input_slope(grad_output, input, target, *weights)
+                grad_input = of_input(grad_output, input, target, *weights)
             if ctx.needs_input_grad[1]:
-                grad_target = target_slope(grad_output, input, target, *weights)
+                grad_target = of_target(grad_output, input, target, *weights)
             return grad_input, grad_target, None, *(None for _ in weights)
 
         @staticmethod

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._blocks import block_length
+from .._blocks import block_length, sum_of_rows
 from .._fuse import fusible
 from .._layout import is_channels_last, laid_out, reshaped
 from .._modes import may_overwrite
@@ -196,13 +196,10 @@ def _evaluated(
         rows = (shape.samples, shape.channels)
         w = None if weight is None else _shaped(weight, rows[1:])
         g, x = _shaped(grad_output, rows), _shaped(input, rows)
-        return _by_blocks(_by_rows, g, x, mean, rstd, w, needs)
+        return _of_rows(g, x, mean, rstd, w, needs)
     w = None if weight is None else _of_channels(weight, shape)
     g, x = grad_output.reshape(shape), input.reshape(shape)
-    # Compiled, sums over rows (of one position each) take longer than in eager code.
-    evaluate = _in_eager_code if shape.positions == 1 else _fusible
-    gradients: Gradients = evaluate(g, x, _of_groups(mean), _of_groups(rstd), w, needs)
-    return gradients
+    return _of_any_shape(g, x, _of_groups(mean), _of_groups(rstd), w, needs)
 
 
 def _gradients(
@@ -227,8 +224,8 @@ def _gradients(
         grad_input = scale * g + slope * centred + shift
     return (
         grad_input,
-        products.sum(0) if needs.weight else None,
-        sums.sum(0) if needs.bias else None,
+        sum_of_rows(products) if needs.weight else None,
+        sum_of_rows(sums) if needs.bias else None,
     )
 
 
@@ -268,7 +265,7 @@ def _in_eager_code(g: Tensor, *args: Any) -> Gradients:
     return _by_blocks(_by_channels, g, *args) if may_overwrite(g) else _gradients(g, *args)
 
 
-_fusible = fusible(_gradients, _in_eager_code)
+_of_any_shape: Callable[..., Gradients] = fusible(_gradients, _in_eager_code)
 
 
 def _by_rows(
@@ -321,3 +318,16 @@ def _by_channels(
     centred.mul_((products * each).sum(-2, keepdim=True).mul_(rstd))
     centred.add_((sums * each).sum(-2, keepdim=True))
     return centred.addcmul_(g, scale), grad_weight, grad_bias
+
+
+def _rows_as_groups(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, needs: Needs
+) -> Gradients:
+    g, x, mean, rstd = (t.unsqueeze(1).unsqueeze(-1) for t in (g, x, mean, rstd))
+    weight = None if weight is None else weight.unsqueeze(-1)
+    return _gradients(g, x, mean, rstd, weight, needs)
+
+
+_of_rows: Callable[..., Gradients] = fusible(
+    _rows_as_groups, functools.partial(_by_blocks, _by_rows)
+)

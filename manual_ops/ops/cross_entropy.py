@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._fuse import fusible
 from .._modes import may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
@@ -97,6 +98,7 @@ def common_slope(p: Tensor, dim: int, target: Tensor, factor: float) -> Tensor:
     return p.scatter_(dim, target.long().unsqueeze(dim), -1, reduce="add").mul_(factor)
 
 
+@fusible
 def _index_slope(
     grad_output: Tensor,
     input: Tensor,
@@ -162,7 +164,7 @@ class _IndexCrossEntropy(Function):
     def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
         input, target, weight = ctx.saved_tensors
         _, reduction, _ = ctx.settings
-        slope = _index_slope(input.new_ones(()), input, target, weight, *ctx.settings)
+        slope: Tensor = _index_slope(input.new_ones(()), input, target, weight, *ctx.settings)
         tangent = (slope * input_tangent).sum(class_dim(input))
         return tangent if reduction == "none" else tangent.sum()
 
@@ -202,12 +204,7 @@ class _ProbabilityCrossEntropy(Function):
             mass = _smoothed(target, ctx.smoothing, dim)
             if scale is not None:
                 mass = mass * scale
-            slope, total = torch.softmax(x, dim), mass.sum(dim, keepdim=True)
-            if may_overwrite(grad_output):
-                slope.mul_(total).sub_(mass).mul_(factor)
-            else:
-                slope = (slope * total - mass) * factor
-            grad_input = slope.to(input.dtype)
+            grad_input = _probability_slope(factor, x, mass, dim).to(input.dtype)
         if needs_target:
             grad_target = (ctx.smoothing - 1) * factor * torch.log_softmax(x, dim)
             if scale is not None:
@@ -239,6 +236,14 @@ class _ProbabilityCrossEntropy(Function):
         if ctx.reduction == "none":
             return rows
         return rows.sum() / (_samples(input, dim) if ctx.reduction == "mean" else 1)
+
+
+@fusible
+def _probability_slope(factor: Tensor, x: Tensor, mass: Tensor, dim: int) -> Tensor:
+    slope, total = torch.softmax(x, dim), mass.sum(dim, keepdim=True)
+    if may_overwrite(factor):
+        return slope.mul_(total).sub_(mass).mul_(factor)
+    return (slope * total - mass) * factor
 
 
 def _smoothed(target: Tensor, smoothing: float, dim: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._modes import may_overwrite
 from ._refusal import no_tensor
 
 
@@ -45,7 +46,12 @@ class _Dropout(Function):
         ctx: Any, grad_output: Tensor | None, _grad_mask: None
     ) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
-        return None if grad_output is None else grad_output * mask * ctx.scale, None
+        if grad_output is None:
+            return None, None
+        if mask.shape == grad_output.shape and may_overwrite(grad_output):
+            # A product with bools takes longer than turning them into numbers first.
+            return mask.to(grad_output.dtype).mul_(grad_output).mul_(ctx.scale), None
+        return grad_output * mask * ctx.scale, None
 
     @staticmethod
     def jvp(ctx: Any, input_tangent: Tensor, _p: None) -> tuple[Tensor, None]:

@@ -22,8 +22,8 @@ from .._precision import accumulate_wide
 
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor, alpha: float) -> Tensor:
-    slope = input.clamp(max=0).exp() * torch.threshold(input.sign(), 0, alpha)
-    return tangent * slope.nan_to_num(1)  # 1 at NaN, as in torch
+    slope = alpha * input.clamp(max=0).exp()
+    return tangent * torch.where(input <= 0, slope, 1)  # 1 at NaN, as in torch
 
 
 @blockwise

@@ -24,7 +24,9 @@ from .._apply import bind_pointwise
 from .._blocks import blockwise
 from .._precision import accumulate_wide
 
-_DENSITY = 1 / math.sqrt(2 * math.pi)  # p(0)
+# p(x) = 2 ** (_LOG2_P0 + _RATE x^2): on CPU, torch.exp is slower, 3 times so where left to MKL
+_LOG2_P0 = -math.log2(2 * math.pi) / 2
+_RATE = -math.log2(math.e) / 2
 _LINEAR = 2 * math.sqrt(2 / math.pi)  # 2 u = _LINEAR x + _CUBIC x^3
 _CUBIC = 0.044715 * _LINEAR
 
@@ -37,7 +39,7 @@ def _forward(input: Tensor, approximate: str) -> Tensor:
 def _chain(tangent: Tensor, input: Tensor, approximate: str) -> Tensor:
     if approximate == "none":
         cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
-        return tangent * (cdf + input * _DENSITY * torch.exp(-0.5 * input * input))
+        return tangent * (cdf + input * torch.exp2(_LOG2_P0 + _RATE * input * input))
     square = input * input
     s = torch.sigmoid((_LINEAR + _CUBIC * square) * input)
     rate = (_LINEAR + 3 * _CUBIC * square) * input  # x d(2 u)/dx
@@ -45,9 +47,8 @@ def _chain(tangent: Tensor, input: Tensor, approximate: str) -> Tensor:
 
 
 def _exact_in_place(tangent: Tensor, input: Tensor, out: Tensor) -> Tensor:
-    # p as a power of 2: torch.exp is 3 times slower on CPUs where it is left to MKL
-    log2_p0 = input.new_full((), math.log2(_DENSITY))
-    density = torch.addcmul(log2_p0, input, input, value=-math.log2(math.e) / 2, out=out).exp2_()
+    log2_p0 = input.new_full((), _LOG2_P0)
+    density = torch.addcmul(log2_p0, input, input, value=_RATE, out=out).exp2_()
     # P as y / x: the kernel of y is twice as fast as torch.erf
     cdf = torch.nn.functional.gelu(input).div_(input).nan_to_num_(0.5)  # 0 / 0
     return torch.addcmul(cdf, input, density, out=out).mul_(tangent)

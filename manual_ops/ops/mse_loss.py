@@ -21,13 +21,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._modes import may_overwrite
 from .._precision import accumulate_wide, full_precision
 from ._loss import bind_pointwise_loss, reduced, resolve_reduction
 
 
 @accumulate_wide
 def _input_slope(factor: Tensor, input: Tensor, target: Tensor) -> Tensor:
-    return (input - target) * (2 * factor)
+    difference = input - target
+    return difference.mul_(2 * factor) if may_overwrite(factor) else difference * (2 * factor)
 
 
 @accumulate_wide
