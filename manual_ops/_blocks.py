@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ._layout import is_channels_last
+from ._layout import channels_moved_last, is_channels_last
 
 # Elements of a block for each thread: a handful of float32 temporaries stays in the cache, and
 # the fixed cost of the calls is still small beside the arithmetic.
@@ -59,7 +59,7 @@ def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def by_blocks(tangent: Tensor, saved: Tensor, *params: object, out: Tensor) -> Tensor:
         dense = [out, tangent, saved]
         if is_channels_last(saved):
-            dense = [x.permute(0, 2, 3, 1) for x in dense]
+            dense = [channels_moved_last(x) for x in dense]
         if saved.numel() <= _BLOCK or saved.device.type != "cpu" or not dense[2].is_contiguous():
             return formula(tangent, saved, *params, out=out)
         flat = [x.contiguous().view(-1) for x in dense]

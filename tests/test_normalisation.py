@@ -91,3 +91,34 @@ def test_batch_norm_by_blocks_is_as_accurate(
     )
     for our, their, true in zip(ours, theirs, truth, strict=True):
         assert our <= 2 * their + 1e-6 * true.abs().max()
+
+
+VOLUME_CALLS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "group_norm": lambda f, x, w: f.group_norm(x, 2, w),
+    "batch_norm training": lambda f, x, w: f.batch_norm(x, None, None, w, training=True),
+    "batch_norm": lambda f, x, w: f.batch_norm(x, torch.zeros(4), torch.ones(4), w),
+    "silu": lambda f, x, w: f.silu(x) * w[:, None, None, None],
+}
+
+
+@pytest.mark.parametrize("call", VOLUME_CALLS.values(), ids=VOLUME_CALLS)
+@pytest.mark.parametrize("of_grad", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_volumes_keep_channels_last(
+    call: Callable[[Any, Tensor, Tensor], Tensor],
+    of_grad: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_blocks, "_BLOCK", 7)
+    last = torch.channels_last_3d
+    x, g = torch.randn(2, 2, 4, 3, 5, 6)
+    x, w, g = x.to(memory_format=last), torch.rand(4), g.to(memory_format=of_grad)
+
+    def results(f: Any) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_(), w.detach().requires_grad_()]
+        output = call(f, *leaves)
+        grad_input, grad_weight = torch.autograd.grad(output, leaves, g)
+        assert output.is_contiguous(memory_format=last)
+        assert f is torch_functional or grad_input.is_contiguous(memory_format=last)
+        return [output, grad_input, grad_weight]
+
+    torch.testing.assert_close(results(F), results(torch_functional))
