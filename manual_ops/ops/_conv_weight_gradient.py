@@ -1,4 +1,4 @@
-"""The weight gradient of a convolution: one sum, handed to forward kernels in four ways.
+"""The weight gradient of a convolution: one sum, handed to forward kernels in five ways.
 
            dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]          (see conv.py)
 
@@ -25,6 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._layout import channels_moved_last, is_channels_last, laid_out
+from .._modes import may_overwrite
+
+_WINDOWS = 1 << 21  # elements in a block of ``_by_pixels``, some megabytes
+
 
 def weight_gradient(
     grad_output: Tensor,
@@ -45,6 +50,8 @@ def weight_gradient(
     sums_apart = input.element_size() >= 4
     if in_channels == 1 and out_channels == groups:
         way = _by_planes
+    elif groups == 1 and sums_apart and _suits_pixels(grad_output, input, weight_shape, overlap):
+        way = _by_pixels
     elif sums_apart and (len(kernel) == 1 or in_channels < 16 or overlap < 3):
         way = _by_products
     elif in_channels < 32 and math.prod(kernel) >= 25:  # K x K positions enough to fill vectors
@@ -99,6 +106,47 @@ def _by_products(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups
     return gradient.movedim((-1, -2), (1, 2))
 
 
+def _suits_pixels(
+    grad_output: Tensor, input: Tensor, weight_shape: torch.Size, overlap: float
+) -> bool:
+    out_channels, in_channels, *kernel = weight_shape
+    if input.device.type != "cpu" or len(kernel) != 2 or not may_overwrite(grad_output):
+        return False
+    if is_channels_last(input):
+        return in_channels >= 32 and math.prod(kernel) <= 9
+    # Channels are moved first, which has to pay.
+    enough = 64 if overlap < 3 else 128
+    return in_channels >= enough and out_channels >= 128 and 1 < math.prod(kernel) <= 9
+
+
+def _by_pixels(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """A product of matrices over n and u at once, of one group, in plain eager code.
+
+        (o; n *u) x (n *u; *K, i)
+
+    With the channels last a window is a few runs of memory, quickly copied. All windows together
+    take many times the memory of x; therefore some of them at a time.
+    """
+    assert groups == 1
+    dims, batch = len(geometry.kernel), len(input)
+    windows = _windows(grad_output, input, geometry, groups, dims, channels_last=True).squeeze(1)
+    n, i, u, k = 0, 1, range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
+    windows = windows.permute(n, *u, *k, i)
+    pixels = channels_moved_last(laid_out(grad_output, True))
+    samples = max(_WINDOWS // windows[0].numel(), 1)
+    lines = max(_WINDOWS // windows[0, 0].numel(), 1)
+    gradient: Tensor | None = None
+    for first in range(0, batch, samples):
+        some = slice(first, first + samples)
+        for x, g in zip(windows[some].split(lines, 1), pixels[some].split(lines, 1), strict=True):
+            columns = x.reshape(-1, math.prod(windows.shape[1 + dims :]))
+            rows = g.reshape(-1, g.shape[-1]).mT
+            # not in place: under autocast the dtypes would differ
+            gradient = rows @ columns if gradient is None else gradient.addmm(rows, columns)
+    assert gradient is not None
+    return gradient.reshape(-1, *windows.shape[1 + dims :]).movedim(-1, 1)
+
+
 def _by_rows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
     """In general: a convolution along all spatial dims but the last, the rows.
 
@@ -131,15 +179,27 @@ def _correlate(images: Tensor, kernels: Tensor, geometry: _Geometry, groups: int
 
 
 def _windows(
-    grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int, dims: int
+    grad_output: Tensor,
+    input: Tensor,
+    geometry: _Geometry,
+    groups: int,
+    dims: int,
+    *,
+    channels_last: bool = False,
 ) -> Tensor:
-    """Return ``x[..., s u + d k - P]`` over the last ``dims`` as ``(n, group, i, *H, *u, *k)``."""
+    """Return ``x[..., s u + d k - P]`` over the last ``dims`` as ``(n, group, i, *H, *u, *k)``.
+
+    With ``channels_last`` over all spatial dims, a view of memory in which ``i`` is the last.
+    """
     sizes = (input.shape[2:], grad_output.shape[2:], *geometry)
     moved = list(zip(*(values[-dims:] for values in sizes), strict=True))
     pads: list[int] = []
     for size, count, k, s, p, d in moved:
         pads[:0] = p, (count - 1) * s + (k - 1) * d + 1 - size - p  # negative: never read
-    windows = pad(input, pads) if any(pads) else input
+    if channels_last:
+        windows = pad(channels_moved_last(input), (0, 0, *pads)).contiguous().movedim(-1, 1)
+    else:
+        windows = pad(input, pads) if any(pads) else input
     for dim, (_, _, k, s, _, d) in enumerate(moved, start=input.dim() - dims):
         windows = windows.unfold(dim, (k - 1) * d + 1, s)[..., ::d]
     return windows.reshape(input.shape[0], groups, -1, *windows.shape[2:])
