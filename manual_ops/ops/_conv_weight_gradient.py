@@ -29,6 +29,7 @@ from .._layout import channels_moved_last, is_channels_last, laid_out
 from .._modes import may_overwrite
 
 _WINDOWS = 1 << 21  # elements in a block of ``_by_pixels``, some megabytes
+_MANY_POSITIONS = 64  # of an output, for a product of matrices of each sample to be worth its size
 
 
 def weight_gradient(
@@ -45,16 +46,19 @@ def weight_gradient(
         return input.new_zeros(weight_shape)
     out_channels, in_channels, *kernel = weight_shape
     geometry = _Geometry(tuple(kernel), stride, padding, dilation)
-    overlap = math.prod((*kernel, *grad_output.shape[2:])) / math.prod(input.shape[2:])
+    taps, positions = math.prod(kernel), math.prod(grad_output.shape[2:])
+    overlap = taps * positions / math.prod(input.shape[2:])
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
     if in_channels == 1 and out_channels == groups:
         way = _by_planes
     elif groups == 1 and sums_apart and _suits_pixels(grad_output, input, weight_shape, overlap):
         way = _by_pixels
-    elif sums_apart and (len(kernel) == 1 or in_channels < 16 or overlap < 3):
+    elif sums_apart and (
+        len(kernel) == 1 or in_channels < 16 or (overlap < 3 and positions >= _MANY_POSITIONS)
+    ):
         way = _by_products
-    elif in_channels < 32 and math.prod(kernel) >= 25:  # K x K positions enough to fill vectors
+    elif in_channels < 32 and taps >= 25:  # K x K positions enough to fill vectors
         way = _literally
     else:
         way = _by_rows
@@ -110,13 +114,16 @@ def _suits_pixels(
     grad_output: Tensor, input: Tensor, weight_shape: torch.Size, overlap: float
 ) -> bool:
     out_channels, in_channels, *kernel = weight_shape
-    if input.device.type != "cpu" or len(kernel) != 2 or not may_overwrite(grad_output):
+    taps, positions = math.prod(kernel), math.prod(grad_output.shape[2:])
+    plain = input.device.type == "cpu" and may_overwrite(grad_output)
+    if not plain or len(kernel) != 2 or taps > 9:
         return False
     if is_channels_last(input):
-        return in_channels >= 32 and math.prod(kernel) <= 9
+        return in_channels >= 32
     # Channels are moved first, which has to pay.
     enough = 64 if overlap < 3 else 128
-    return in_channels >= enough and out_channels >= 128 and 1 < math.prod(kernel) <= 9
+    pays = taps > 1 or positions < _MANY_POSITIONS
+    return pays and in_channels >= enough and out_channels >= 128
 
 
 def _by_pixels(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
