@@ -9,13 +9,16 @@ differently, exactly. Time over that of ATen's kernel, on one thread of an AVX2 
 (``python -m benchmarks.conv_weight_gradient``):
 
     kernel                              literally   as below
-    3x3, 64 to 128, 16x16, batch 64        1.2        1.3     by rows
-    3x3, 512 to 512, 4x4, batch 64         0.4        0.4     by rows
-    3x3 stride 2, 64 to 128, batch 32      2.0        1.4     by products
-    3x3, 3 to 16, 32x32, batch 128         3.3        1.7     by products
-    3x3, 3 to 64, 32x32, batch 64          2.9        1.0     by products
-    5x5, 1 to 16, 28x28, batch 128         0.7        0.6     by products
-    3x3 depthwise, 64, 16x16, batch 64     6.1        1.3     by planes
+    3x3, 64 to 128, 16x16, batch 64        1.2        1.2     by rows
+    the same with channels last            1.4        1.0     by pixels
+    3x3, 512 to 512, 4x4, batch 64         0.4        0.5     by pixels
+    3x3 stride 2, 64 to 128, batch 32      2.0        1.4     by pixels
+    3x3 stride 2, 256 to 512, 4x4          1.1        0.4     by pixels
+    1x1, 64 to 256, 16x16, batch 128       3.7        0.8     by products
+    3x3, 3 to 16, 32x32, batch 128         2.7        2.1     by products
+    3x3, 3 to 64, 32x32, batch 64          3.4        1.0     by products
+    5x5, 1 to 16, 28x28, batch 128         0.5        0.6     by products
+    3x3 depthwise, 64, 16x16, batch 64     8.9        1.1     by planes
 """
 
 import math
