@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ._layout import channels_moved_last, is_channels_last
 
@@ -36,9 +35,12 @@ def sum_of_rows(x: Tensor) -> Tensor:
     A compiled sum goes down the columns one after the other, the width of a vector at a time. Of
     64 rows, what it skips of each line of the cache is still there for the next columns.
     """
-    compiled = torch.compiler.is_compiling() and x.device.type == "cpu"
-    if compiled and statically_known_true(x.shape[0] % 64 == 0):
-        x = x.unflatten(0, (-1, 64)).sum(1)
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        # Brings in sympy, which the compiler has loaded by now; so not with the package.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        if statically_known_true(x.shape[0] % 64 == 0):
+            x = x.unflatten(0, (-1, 64)).sum(1)
     return x.sum(0)
 
 
