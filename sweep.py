@@ -36,8 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def run(args: Sequence[str]) -> int:
-    """Run the sweep and report; return the exit code."""
+def parse_args(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the sweep's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +48,12 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--trials", type=int, help="tpe: settings to try")
     parser.add_argument("--sweep-dir", type=Path, help="by default sweeps/DATASET-MODEL-FLAGS")
     parser.add_argument("--storage", help="database, by default sqlite:///SWEEP_DIR/study.db")
-    options, flags = parser.parse_known_args(args)
+    return parser.parse_known_args(args)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the sweep and report; return the exit code."""
+    options, flags = parse_args(args)
     try:
         if options.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {options.seeds}")

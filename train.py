@@ -80,14 +80,16 @@ def run(args: Sequence[str]) -> int:
                 )
             return stop.code
         except (FloatingPointError, OSError) as error:  # diverged, or the disk is full
-            last = begun.checkpoints.newest
+            last, diverged = begun.checkpoints.newest, isinstance(error, FloatingPointError)
+            # The same settings would diverge again, and a resume takes no others.
+            resumable = last and not diverged
             print(
                 f"error: {error}. Last good checkpoint: "
                 f"{last or 'none, it had not come to that'}"
-                + (f". Go on from it with: {resume_command(begun.directory)}" if last else ""),
+                + (f". Go on from it with: {resume_command(begun.directory)}" if resumable else ""),
                 file=sys.stderr,
             )
-            return DIVERGED if isinstance(error, FloatingPointError) else 1
+            return DIVERGED if diverged else 1
     return 0
 
 
@@ -134,7 +136,7 @@ def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
     config = parse_args(args)
     if parallel.may_restart() and not (config.run_dir or config.resume):
         raise ValueError("--max-restarts needs a --run-dir, to go on in after a restart")
-    resumed = config.resume or (config.run_dir if parallel.was_restarted() else None)
+    resumed = config.resume or (config.run_dir if was_begun(config) else None)
     if resumed:
         parallel.by_first(lambda: held.enter_context(exclusive(resumed)))
     saved = Checkpoints(config, resumed).load() if resumed else None
@@ -145,12 +147,22 @@ def prepare(args: Sequence[str], held: contextlib.ExitStack) -> Run:
     state = initial_state(config, data, model, directory / run_folder.WEIGHTS, clock)
     if saved:
         state.load_state_dict(saved)
+        if complete(config, state):
+            clock.leave_out_start()
     if parallel.is_first():
         config.save(directory / run_folder.CONFIG)
         data.save(directory / run_folder.INPUTS)
         run_folder.clear_results(directory)
     checkpoints = Checkpoints(config, directory)
     return Run(config, data, state, directory, checkpoints, resumed is not None, clock)
+
+
+def was_begun(config: Config) -> bool:
+    """Return whether torchrun starts again what had come as far as a folder of its own."""
+    folder = config.run_dir
+    return parallel.was_restarted() and parallel.by_first(
+        lambda: folder is not None and (folder / run_folder.CONFIG).exists()
+    )
 
 
 def execute(run: Run) -> None:
@@ -174,6 +186,9 @@ def execute(run: Run) -> None:
             raise Stopped(signal)
         if not parallel.is_first():
             return
+        trained = len(state.progress.history)
+        if trained < config.epochs:
+            print(f"stopped after epoch {trained} of {config.epochs}: --patience {config.patience}")
         metrics = test(run, logger)
     print(report.summary(metrics))
     names = sorted(path.name for path in run.directory.iterdir())

@@ -25,7 +25,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an op, its large and small input (None: the op has no such use)."""
+    """One row: an op, and what makes its large and its small input."""
 
     op: str
     large: Callable[[], Inputs]

@@ -30,7 +30,7 @@ class Difference:
         return f"{self.relative:.1e} relative, {self.absolute:.1e} absolute ({self.where})"
 
 
-def compare(ours: nn.Module, theirs: nn.Module, inputs: Any) -> dict[str, Difference]:
+def largest_differences(ours: nn.Module, theirs: nn.Module, inputs: Any) -> dict[str, Difference]:
     """Return the largest difference of outputs, gradients and buffers.
 
     Gradients are those of one random projection of all outputs, with respect to every parameter
@@ -80,10 +80,7 @@ def run(
     devices = {leaf.device for leaf in leaves.values() if leaf.is_cuda}
     # Restores the random state afterwards, so that both models start from the same one.
     with torch.random.fork_rng(list(devices)), torch.enable_grad():
-        if isinstance(inputs, Mapping):
-            output = model(**inputs)
-        else:
-            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        output = call(model, inputs)
         outputs = [o for o in tree_leaves(output) if isinstance(o, Tensor)]
         smooth = [o for o in outputs if o.requires_grad]
         project = (o * _weights(o) for o in smooth)
@@ -96,6 +93,13 @@ def run(
         "gradients": {k: g for k, g in zip(leaves, gradients, strict=False) if g is not None},
         "buffers": dict(model.named_buffers()),
     }
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call the model with one argument, a tuple of them, or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _weights(output: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
         if not fused or not may_overwrite(grad_output):
             return plain(grad_output, *args)
         try:
-            compiled = compiled or torch.compile(_of_its_own(formula))
+            compiled = compiled or torch.compile(_of_its_own(formula, plain))
             # Detached: Dynamo asks tensors with a history for their .grad, which warns.
             given = (grad_output, *args)
             return compiled(*(a.detach() if isinstance(a, Tensor) else a for a in given))
@@ -82,18 +82,19 @@ def fusible(formula: Callable[..., Any], plain: Callable[..., Any] | None = None
     return evaluate
 
 
-def _of_its_own(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``formula`` with a code object that no other has.
+def _of_its_own(formula: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``formula`` with a code object that no other has; outside of Dynamo, ``plain``.
 
-    Dynamo keeps its graphs with the code, at most eight of them, and then compiles no more. The
-    code of a wrapper is that of all formulas that it wraps.
+    Dynamo keeps its graphs with the code, at most eight of them, and then compiles no more but runs
+    the code. That of a wrapper is the code of all formulas that it wraps.
     """
-    code = formula.__code__.replace(co_name=f"{formula.__module__}.{formula.__name__}")
-    alone = FunctionType(
-        code, formula.__globals__, formula.__name__, formula.__defaults__, formula.__closure__
-    )
-    alone.__kwdefaults__ = formula.__kwdefaults__
-    return alone
+
+    def either(*args: Any) -> Any:
+        return formula(*args) if torch.compiler.is_compiling() else plain(*args)
+
+    name = f"{formula.__module__}.{formula.__name__}"
+    code = either.__code__.replace(co_name=name)
+    return FunctionType(code, either.__globals__, name, None, either.__closure__)
 
 
 def _give_up(error: RuntimeError) -> None:

@@ -19,43 +19,20 @@ What is looked for, in this order:
 import functools
 import inspect
 import operator
-import random
-import sys
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import nn as manual_nn
+from ._tracing import IN_PLACE, Tracer, is_bare, is_indivisible
 from .nn import fused
 
 _RELU = {torch.relu, torch.relu_, torch_functional.relu, torch_functional.relu_, "relu", "relu_"}
-
-
-def _apart(operate: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``operate`` as a function of this file.
-
-    As itself torch.fx would write ``a += b``, which gives a new value to the name of a number too.
-    """
-    return functools.wraps(operate, assigned=("__name__",))(lambda a, b: operate(a, b))
-
-
-_IN_PLACE = {
-    name: _apart(getattr(operator, name))
-    for name in (
-        *("iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"),
-        *("irshift", "isub", "itruediv", "ixor"),
-    )
-}
-_ADD = {operator.add, _IN_PLACE["iadd"], torch.add, "add", "add_"}
+_ADD = {operator.add, IN_PLACE["iadd"], torch.add, "add", "add_"}
 _WRITES = "may write in place"
 
 
@@ -126,11 +103,11 @@ def separate_layers(model: nn.Module) -> None:
 
 def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -> Iterator[Piece]:
     """Trace ``module``, or its parts where it cannot be; then what it calls as a whole."""
-    if module in seen or isinstance(module, Fused) or _is_layer(module):
+    if module in seen or isinstance(module, Fused) or is_indivisible(module):
         return
     seen.add(module)
     kind = type(module).__name__
-    tracer = _Tracer(module)
+    tracer = Tracer(module, Fused)
     try:
         graph = tracer.trace_in_both_modes()
     except Exception as error:  # whatever the code of a model raises when it is handed a proxy
@@ -145,210 +122,6 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
         parts = tracer.called_as_a_whole
     for part_name, part in parts:
         yield from _pieces(part, f"{name}.{part_name}" if name else part_name, dry_run, seen)
-
-
-class _Proxy(fx.Proxy):
-    """Stands for a value while code is traced; what torch.fx does not record, it refuses."""
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The class, for torch's own code, which knows of proxies; other code expects a tensor.
-
-        To claim to be one is no way out: torch would read the memory of a tensor here.
-        """
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
-            return type(self)
-        raise fx.proxy.TraceError("its code asks for the type of a value")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("node", "tracer"):
-            raise fx.proxy.TraceError(f"its code sets {name} of a value")
-        super().__setattr__(name, value)
-
-
-def _in_place_operator(operate: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method for ``a += b``, which torch.fx records as ``a + b``."""
-    return lambda a, b: a.tracer.create_proxy("call_function", operate, (a, b), {})
-
-
-for _name, _function in _IN_PLACE.items():
-    setattr(_Proxy, f"__{_name}__", _in_place_operator(_function))
-
-
-class _NoOps(TorchDispatchMode):
-    """Refuses to compute anything: it would be computed once, now, instead of at every call."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise fx.proxy.TraceError(f"its code computes {func} from none of its arguments")
-
-
-class _Tracer(fx.Tracer):
-    """Traces the code of a module down to layers, and to what has to be called as a whole."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.called_as_a_whole: list[tuple[str, nn.Module]] = []
-        self.context = _context()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a node, if it is to run in the context in which the module is called."""
-        if _context() != self.context:
-            raise fx.proxy.TraceError("its code sets grad mode, autocast or saved-tensor hooks")
-        if kind == "placeholder" and target.startswith("*"):
-            raise fx.proxy.TraceError(f"it takes {target}")
-        return super().create_node(kind, target, *args, **kwargs)
-
-    def get_fresh_qualname(self, prefix: str) -> str:
-        """Refuse to keep a value for the graph, which is all that asks for a name."""
-        raise fx.proxy.TraceError("its code uses a tensor that is no attribute")
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if _is_layer(m):
-            return True
-        if isinstance(m, nn.Sequential) and _is_bare(m):
-            return False
-        whole = (
-            not _is_bare(m)
-            or isinstance(m, Fused)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-        if whole:
-            self.called_as_a_whole.append((module_qualified_name, m))
-        return whole
-
-    def trace_in_both_modes(self) -> fx.Graph:
-        """Trace in training and in evaluation: code that differs cannot be rewritten once."""
-        graphs = []
-        for training in (False, True):
-            self.called_as_a_whole.clear()
-            with (
-                warnings.catch_warnings(),
-                _mode(self.module, training),
-                _no_effects(self.module),
-                _NoOps(),  # type: ignore[no-untyped-call]
-            ):
-                warnings.simplefilter("ignore")  # they are for those who run the model
-                self.context = _context()
-                graphs.append(self.trace(self.module))
-        evaluation, training_graph = (graph.python_code("self").src for graph in graphs)
-        if evaluation != training_graph:
-            raise ValueError("its code depends on self.training, grad mode or autocast")
-        return graphs[-1]
-
-
-_DEVICES = ("cpu", "cuda")
-
-
-def _context() -> tuple[Any, ...]:
-    """Return what a context manager may set for the operations in it."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-        *map(torch.is_autocast_enabled, _DEVICES),
-        *map(torch.get_autocast_dtype, _DEVICES),
-    )
-
-
-@contextmanager
-def _mode(root: nn.Module, on: bool) -> Iterator[None]:
-    """Switch training, grad mode and autocast, all of which code may ask for or set."""
-    training = {module: module.training for module in root.modules()}
-    autocast = [
-        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        for device in _DEVICES
-    ]
-    try:
-        for module in training:
-            module.training = on
-        for device in _DEVICES:
-            torch.set_autocast_enabled(device, on)
-        with torch.set_grad_enabled(on):
-            yield
-    finally:
-        for device, enabled, dtype in autocast:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        for module, flag in training.items():
-            module.training = flag
-
-
-@contextmanager
-def _no_effects(root: nn.Module) -> Iterator[None]:
-    """Undo and refuse what code does to modules and random generators: it would be done once."""
-    held = [(type(m).__name__, each) for m in root.modules() for each in _containers(m)]
-    before = [each.copy() for _, each in held]
-    generators = [(get, put, get()) for get, put in _generators()]
-    try:
-        yield
-    finally:
-        changed = []
-        for (kind, now), then in zip(held, before, strict=True):
-            if _identities(now) != _identities(then):
-                changed.append(kind)
-                now.clear()
-                (now.extend if isinstance(now, (list, deque)) else now.update)(then)
-        drawn = any(_differ(get(), state) for get, _, state in generators)
-        for _, put, state in generators:
-            put(state)
-    if changed:
-        raise ValueError(f"its code changes attributes of {changed[0]}")
-    if drawn:
-        raise ValueError("its code draws random numbers of its own")
-
-
-def _containers(module: nn.Module) -> Iterator[Any]:
-    """Yield what holds the attributes of ``module``, and attributes that hold several things."""
-    yield vars(module)
-    for value in vars(module).values():
-        if isinstance(value, (dict, list, set, deque)):
-            yield value
-
-
-def _identities(container: Any) -> list[int]:
-    values = container.values() if isinstance(container, dict) else ()
-    identities = map(id, (*container, *values))
-    return sorted(identities) if isinstance(container, set) else list(identities)
-
-
-def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """Yield what reads and what sets the state of each random generator in use."""
-    yield torch.get_rng_state, torch.set_rng_state
-    yield random.getstate, random.setstate
-    if numpy_random := sys.modules.get("numpy.random"):
-        yield numpy_random.get_state, numpy_random.set_state
-
-
-def _differ(state: Any, other: Any) -> bool:
-    """Whether two states, tuples or tensors, of one random generator differ."""
-    if isinstance(state, tuple):
-        return any(map(_differ, state, other))
-    return bool((state != other).any()) if hasattr(state, "any") else bool(state != other)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether ``module`` is called as a whole: it has no parts, or is hand-written."""
-    return next(module.children(), None) is None or type(module).__module__.startswith(
-        manual_nn.__name__
-    )
-
-
-def _is_bare(module: nn.Module) -> bool:
-    """Whether calling ``module`` is no more than calling the forward of its class."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    replaced = "forward" in vars(module) or parametrize.is_parametrized(module)
-    return not any(hooks) and not replaced
 
 
 def _original_class(module: Any) -> type:
@@ -438,7 +211,7 @@ def _call(node: Any, root: nn.Module) -> _Call | None:
         return None
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        return _Call(node, module) if _is_bare(module) else None
+        return _Call(node, module) if is_bare(module) else None
     return _Call(node, None) if node.op in ("call_function", "call_method") else None
 
 
@@ -446,6 +219,7 @@ Calls = Callable[[Any], _Call | None]
 
 
 def _pool_first(graph: fx.Graph, pool: _Call, calls: Calls) -> Run | None:
+    """Rectifier, then max-pool without indices; nothing else reads what either of them reads."""
     relu = calls(pool.input)
     if not pool.is_a(manual_nn.MaxPool2d) or pool.module.return_indices:  # type: ignore[union-attr]
         return None
@@ -461,6 +235,7 @@ def _pool_first(graph: fx.Graph, pool: _Call, calls: Calls) -> Run | None:
 
 
 def _norm_relu_conv(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
+    """Norm, maybe a sum, rectifier, one convolution; later sums get the activation as output 2."""
     if not relu.is_relu or not _sole_use(relu):
         return None
     norm, residual = calls(relu.input), None
@@ -523,6 +298,7 @@ def _is_saved(activation: Any, calls: Calls) -> bool:
 
 
 def _then_relu(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
+    """Linear layer, or convolution padded with zeros, then a rectifier as its only reader."""
     layer = calls(relu.input)
     if not relu.is_relu or not layer or not layer.has_one_user:
         return None
@@ -543,10 +319,13 @@ def _then_relu(graph: fx.Graph, relu: _Call, calls: Calls) -> Run | None:
 
 
 def _linear_cross_entropy(graph: fx.Graph, loss: _Call, calls: Calls) -> Run | None:
+    """Linear layer, then cross-entropy, called as ``loss(logits, target)``, as its only reader."""
     linear = calls(loss.input)
     if not loss.is_a(manual_nn.CrossEntropyLoss) or not linear or not linear.has_one_user:
         return None
     if not linear.is_a(manual_nn.Linear) or len(loss.node.args) != 2:
+        return None
+    if loss.node.args[1] is linear.node:  # the logits as their own target
         return None
     if not _undisturbed(linear.node, loss.node):
         return None
@@ -578,16 +357,16 @@ def _may_write(node: fx.Node, root: nn.Module) -> bool:
         return True  # F.relu(x, True)
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        known = _is_layer(module) and _is_bare(module)
-        return getattr(module, "inplace", False) or not known or not _is_torchs(type(module))
+        known = is_indivisible(module) and is_bare(module) and _is_known(type(module))
+        return getattr(module, "inplace", False) or not known
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        in_place = node.target in _IN_PLACE.values() or name.endswith("_")
-        return in_place or "out" in node.kwargs or not _is_torchs(node.target)
+        in_place = node.target in IN_PLACE.values() or name.endswith("_")
+        return in_place or "out" in node.kwargs or not _is_known(node.target)
     return node.op == "call_method" and str(node.target).endswith("_")
 
 
-def _is_torchs(code: Any) -> bool:
+def _is_known(code: Any) -> bool:
     """Whether ``code`` is of torch, this package or Python."""
     home = (getattr(code, "__module__", None) or "torch").partition(".")[0]
     return home in ("torch", __package__, "_operator", "builtins", "math")

@@ -40,7 +40,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from . import nn as manual_nn
-from ._compare import Difference, compare
+from ._compare import Difference, largest_differences
 from ._fusion import Piece, fuse_layers, separate_layers
 from ._override import override as override
 
@@ -191,7 +191,7 @@ def convert(
         _swap(converted, _MANUAL, dry_run=False)
         if fuse:
             fuse_layers(converted)
-        differences = compare(converted, original, inputs)
+        differences = largest_differences(converted, original, inputs)
     return _run(model, _MANUAL, inplace, dry_run, fuse, differences)
 
 

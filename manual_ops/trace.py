@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_leaves
 
+from ._compare import call
 from .convert import convert, override
 from .functional import cross_entropy
+
+_COLUMNS = ("layer", "op", "tensor", "shape", "norm", "norm of gradient", "saved bytes")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ class Trace:
         return sum(step.saved_bytes for step in self.steps)
 
     def __str__(self) -> str:
-        heading = ("", "layer", "op", "tensor", "shape", "norm", "norm of gradient", "saved bytes")
-        table = [heading, *self._rows()]
+        table = [("", *_COLUMNS), *self._rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -111,16 +113,7 @@ class Trace:
 
     def markdown(self) -> str:
         """The table in Markdown, with the formulas below: for ``SummaryWriter.add_text``."""
-        names = (
-            "step",
-            "layer",
-            "op",
-            "tensor",
-            "shape",
-            "norm",
-            "norm of gradient",
-            "saved bytes",
-        )
+        names = ("step", *_COLUMNS)
         lines = [_markdown(names), _markdown(["---"] * len(names)), *map(_markdown, self._rows())]
         formulas = {step.op: step.formulas for step in self.steps if step.formulas}
         for op, parts in formulas.items():
@@ -167,7 +160,7 @@ def trace(
 
     Args:
         model: Any module, in training or evaluation mode as it is.
-        inputs: A tensor, or a tuple of positional arguments.
+        inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         targets: Given to ``loss`` after the model's output.
         loss: Returns a scalar.
 
@@ -181,15 +174,14 @@ def trace(
     copied, _ = convert(model)
     copied.zero_grad()
     recorder = _Recorder()
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    devices = {t.device for t in tree_leaves((arguments, list(copied.parameters()))) if _on_cuda(t)}
+    devices = {t.device for t in tree_leaves((inputs, list(copied.parameters()))) if _on_cuda(t)}
     with (
         torch.random.fork_rng(list(devices)),
         torch.enable_grad(),
         override(),
         recorder.watching(copied),
     ):
-        value = loss(copied(*arguments), targets)
+        value = loss(call(copied, inputs), targets)
     if value.numel() != 1 or value.grad_fn is None:
         raise ValueError(
             "expected loss to return a scalar that depends on a parameter, "

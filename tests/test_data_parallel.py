@@ -99,6 +99,15 @@ def test_a_killed_process_is_replaced(one):
     assert_close(one, Path("two"))
 
 
+def test_a_restart_of_what_had_not_begun_begins_it(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    args = ["--limit-train", "64", "--epochs", "1", "--no-report", "--run-dir", "run"]
+    assert train.main(args) == 0
+    assert train.main(args) == 0
+    assert capsys.readouterr().out.count("resuming run after step") == 1
+
+
 def workers_of(process: subprocess.Popen) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(pid) for pid in children.split()]

@@ -22,13 +22,18 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import tyro
 
+import evaluate
+import predict
 import sweep
 from manual_ops.check.__main__ import main as check_command
 from training.cli import parse_args
+from training.study import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -114,13 +119,16 @@ def run_check(args: list[str], printed: str | None) -> None:
 
 
 def parse_sweep(args: list[str], _printed: str | None) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        sweep.main([*args, "--help"])
+    parse_settings(sweep.parse_args(args)[1])
 
 
 def parse_train(args: list[str], _printed: str | None) -> None:
     if not {"--help", "--resume"} & set(args):  # these read a run, and end the program
         parse_args(args)
+
+
+def parser_of(program: ModuleType) -> Callable[[list[str], str | None], None]:
+    return lambda args, _printed: tyro.cli(program.Arguments, args=args)
 
 
 def find_module(args: list[str], _printed: str | None) -> None:
@@ -132,6 +140,8 @@ COMMANDS: dict[str, Callable[[list[str], str | None], None]] = {
     "python -m ": find_module,
     "python train.py": parse_train,
     "python sweep.py": parse_sweep,
+    "python evaluate.py": parser_of(evaluate),
+    "python predict.py": parser_of(predict),
     "torchrun ": lambda args, printed: parse_train(args[args.index("train.py") + 1 :], printed),
 }
 

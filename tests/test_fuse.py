@@ -32,6 +32,30 @@ def test_switch() -> None:
     assert not fuse.enabled
 
 
+def test_formula_is_compiled_inside_the_switch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(torch, "compile", lambda f: lambda *args: ran.append(f) or f(*args))
+    formula, g = fusible(lambda g, x: g * x), torch.ones(3)
+    with torch.no_grad():
+        formula(g, g)
+        assert ran == []
+        with manual_ops.fuse():
+            formula(g, g)
+            formula(g, g)
+    assert len(ran) == 2
+
+
+def test_more_graphs_than_dynamo_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it compiles no more runs as it does without the switch."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    ran = []
+    formula = fusible(lambda g: 2 * g, lambda g: ran.append(g.dtype) or 2 * g)
+    with torch._dynamo.config.patch(recompile_limit=1), manual_ops.fuse(), torch.no_grad():
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            assert formula(torch.ones(3, dtype=dtype)).tolist() == [2, 2, 2]
+    assert ran == [torch.float64]
+
+
 @pytest.mark.parametrize("op", ["relu", "gelu", "hardswish"])
 def test_same_gradients(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every order; the compiled formula runs in the first alone."""

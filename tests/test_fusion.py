@@ -135,6 +135,22 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], l
 }
 
 
+def test_logits_as_their_own_target_are_left_alone() -> None:
+    class Entropy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.loss = nn.Linear(4, 3), nn.CrossEntropyLoss()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.linear(x)
+            return self.loss(logits, logits)
+
+    model, x = Entropy(), torch.randn(5, 4)
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert report.fused == ()
+    torch.testing.assert_close(fused(x), model(x))
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)
 def test_same_numbers(name: str, training: bool) -> None:

@@ -1,6 +1,7 @@
 """Documented values at kinks and ties, and at numbers that overflow or are not finite."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,6 +109,30 @@ def test_elementwise_at_extreme_inputs(op: str, grad_output: float, dtype: torch
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     above = torch.full_like(x, grad_output)
     torch.testing.assert_close(gradient(ours, x, above), gradient(theirs, x, above), equal_nan=True)
+
+
+@pytest.mark.parametrize("op", ["relu", "relu6", "elu", "gelu", "silu", "hardswish", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_slope_at_denormal_inputs(op: str, dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = (tiny * torch.tensor([-3.0, -1, 1, 2, 3, 7, 1e5], dtype=dtype)).requires_grad_()
+    ours, theirs = (gradient(getattr(f, op)(x), x) for f in (F, torch_functional))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "op", [F.silu, partial(F.gelu, approximate="tanh")], ids=["silu", "gelu_tanh"]
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_slope_far_from_0(
+    op: Callable[..., Tensor], create_graph: bool, dtype: torch.dtype
+) -> None:
+    """It comes to 1 and to 0, by neither formula with cancellation or overflow on the way."""
+    far = torch.tensor([60.0, 100, 1000, 1e8, 1e14, 1e18], dtype=dtype)
+    x = torch.cat([far, -far]).requires_grad_()
+    (slope,) = torch.autograd.grad(op(x).sum(), x, create_graph=create_graph)
+    torch.testing.assert_close(slope, (x > 0).to(dtype))
 
 
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])

@@ -67,6 +67,6 @@ def test_output_can_be_changed_in_place() -> None:
     """By either way of finding the maxima: the output is no view of something hidden."""
     for size in (4, 64):
         x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
-        functional.max_pool2d(x, 2).relu_().sum().backward()
-        (expected,) = torch.autograd.grad(F.max_pool2d(x, 2).relu().sum(), x)
+        F.max_pool2d(x, 2).relu_().sum().backward()
+        (expected,) = torch.autograd.grad(functional.max_pool2d(x, 2).relu().sum(), x)
         assert torch.equal(x.grad, expected)

@@ -64,6 +64,18 @@ def test_backward_under_autocast_keeps_float32(call: Callable[[Any, Tensor], Ten
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+@pytest.mark.parametrize("before", [1e6, float("inf")])
+def test_running_statistics_forget_what_is_far_off(momentum: float, before: float) -> None:
+    x = 0.01 * torch.randn(50, 2)
+    moved = []
+    for f in (F, torch_functional):
+        running = torch.full((2,), before), torch.full((2,), before)
+        f.batch_norm(x, *running, training=True, momentum=momentum)
+        moved.append(running)
+    torch.testing.assert_close(*moved, equal_nan=True)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_batch_norm_by_blocks_is_as_accurate(

@@ -109,6 +109,15 @@ def test_finished_sweep_trains_nothing_again(monkeypatch: pytest.MonkeyPatch) ->
     assert sweep.main(GRID) == 0
 
 
+def test_one_seed_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    at = GRID.index("--seeds")
+    assert sweep.main([*GRID[:at], *GRID[at + 2 :]]) == 0
+    assert {row["test_std"] for row in rows()} == {""}
+    out = capsys.readouterr().out
+    assert "one seed, best first" in out
+    assert "±" not in out
+
+
 def test_stopped_sweep_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     run = train.run
     calls = 0
@@ -305,7 +314,7 @@ def test_runs_of_different_length(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mean_and_deviation_are_over_the_runs_that_came_so_far() -> None:
     mean, spread = sweep_report._band([[1.0, 2.0, 5.0], [3.0]])
     assert mean.tolist() == [2.0, 2.0, 5.0]
-    assert spread.tolist() == [1.0, 0.0, 0.0]
+    assert spread.tolist() == [stdev([1.0, 3.0]), 0.0, 0.0]
 
 
 def test_table_is_not_lost_to_a_figure(

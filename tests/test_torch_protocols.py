@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -136,3 +137,37 @@ def test_traced_backward_writes_into_nothing(layer: Callable[[Tensor], Tensor]) 
     graph = make_fx(gradient)(x)
     assert not [node for node in graph.graph.nodes if "out" in str(node.target).split(".")]
     torch.testing.assert_close(graph(x), gradient(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "shapes"),
+    [
+        (lambda f, x, w: f.conv2d(x, w), [(2, 8, 6, 6), (8, 8, 1, 1)]),
+        (lambda f, x, w: f.conv2d(x, w, padding=1), [(4, 128, 4, 4), (128, 128, 3, 3)]),
+        (lambda f, x, w: f.conv1d(x, w, groups=2), [(2, 8, 12), (8, 4, 3)]),
+        (lambda f, x: f.avg_pool2d(x, 3, 2), [(2, 4, 9, 9)]),
+        (lambda f, x: f.max_pool2d(x, 3, 2, 1), [(2, 4, 9, 9)]),
+    ],
+    ids=["conv2d_1x1", "conv2d_3x3", "conv1d", "avg_pool2d", "max_pool2d"],
+)
+def test_backward_inside_autocast_has_the_precision_of_the_forward_outside(
+    call: Callable[..., Tensor], shapes: list[tuple[int, ...]]
+) -> None:
+    arguments = [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+    def gradients(f: Any) -> tuple[Tensor, ...]:
+        output = call(f, *arguments)
+        g = torch.ones_like(output) / 3
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.autograd.grad(output, arguments, g)
+
+    torch.testing.assert_close(gradients(F), gradients(torch_functional))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mse_loss_has_the_dtype_of_torchs_under_autocast(weighted: bool) -> None:
+    half = torch.randn(3, dtype=torch.bfloat16)
+    weight = half.abs() if weighted else None
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [f.mse_loss(half, 2 * half, weight=weight) for f in (F, torch_functional)]
+    torch.testing.assert_close(*losses)

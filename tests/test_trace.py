@@ -75,6 +75,12 @@ def test_norms_and_bytes(model: nn.Module) -> None:
     assert linear.saved_bytes == 4 * 6 * 4  # the input alone: its own gradient is not asked for
 
 
+def test_inputs_by_position_and_by_name(model: nn.Module) -> None:
+    expected = str(trace(model, INPUTS, LABELS))
+    assert str(trace(model, (INPUTS,), LABELS)) == expected
+    assert str(trace(model, {"input": INPUTS}, LABELS)) == expected
+
+
 def test_nothing_is_left_behind(model: nn.Module) -> None:
     apply, state = Function.__dict__["apply"], torch.get_rng_state()
     model.append = nn.Dropout()

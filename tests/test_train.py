@@ -361,7 +361,7 @@ class TestSettings:
         assert moved["free"] > 0.1
         assert moved["clipped"] == pytest.approx(0.01, rel=1e-4)
 
-    def test_without_progress_training_stops_early(self, run):
+    def test_without_progress_training_stops_early(self, run, capsys):
         """A learning rate too small to change any prediction."""
         args = ("--lr", "1e-12", "--schedule", "constant", "--limit-train", "64", "--no-augment")
         args = (*args, "--model", "mlp", "--hidden", "--patience", "2")
@@ -370,6 +370,7 @@ class TestSettings:
         assert len(accuracies) < 9
         best = metrics["selected_epoch"]
         assert len(accuracies) == best + 2
+        assert f"stopped after epoch {best + 2} of 9: --patience 2" in capsys.readouterr().out
         assert accuracies[best - 1] == max(accuracies)
         before = Path("run/metrics.json").stat().st_mtime_ns
         assert train.main(["--resume", "run"]) == 0  # it has nothing left to do
@@ -463,6 +464,7 @@ class TestMistakes:
             ("--model vgg --batch-size 1", "needs at least 2 training examples"),
             ("--device abacus", "--device abacus is not available here"),
             ("--device cuda:99", "--device cuda:99 is not available here"),
+            ("--threads 100000", "--threads must be at most"),
             ("--config none.yaml", "none.yaml"),
             ("--run-dir /dev/null/run", "/dev/null/run"),
         ],
@@ -508,9 +510,8 @@ class TestMistakes:
     def test_the_last_good_checkpoint_is_named(self, capsys):
         args = ("--optimizer", "sgd", "--lr", "1e20", "--schedule", "constant", *SHORT)
         args = (*args, "--batch-size", "8", "--checkpoint-every", "0", "--run-dir", "run")
-        assert "Last good checkpoint: run/checkpoints/step-1.pt" in self.error(
-            capsys, *args, code=3
-        )
+        error = self.error(capsys, *args, code=3)
+        assert error.endswith("Last good checkpoint: run/checkpoints/step-1.pt\n")
         assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-1.pt"]
 
     def test_an_error_of_the_program_itself_is_not_hidden(self, monkeypatch):

@@ -83,7 +83,10 @@ class Checkpoints:
             self._check_fit(path, settings)
             return state
         if paths:
-            raise ValueError(f"no checkpoint in {self._folder} can be read")
+            raise ValueError(
+                f"no checkpoint in {self._folder} can be read: delete the folder of the run and "
+                "start it again"
+            )
         return None
 
     def clear(self) -> None:

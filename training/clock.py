@@ -11,8 +11,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._lap = self._began
+        self._started = self._began = self._lap = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -23,6 +22,12 @@ class Stopwatch:
         """Return the seconds since the last call, or since the run began; start a new lap."""
         before, self._lap = self._lap, time.perf_counter()
         return self._lap - before
+
+    def leave_out_start(self) -> None:
+        """Take out what this start of the program has taken: for a run that had been complete."""
+        now = time.perf_counter()
+        self._began += now - self._started
+        self._started = now
 
     def state_dict(self) -> dict[str, float]:
         """Return the seconds since the beginning and since the last lap."""

@@ -178,7 +178,9 @@ class Config:
         for names, fits, expected in _RANGES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not (math.isfinite(value) and fits(value)):
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"{flag(name)} must be finite, got {value}")
+                if value is not None and not fits(value):
                     raise ValueError(f"{flag(name)} must {expected}, got {value}")
         if any(size < 1 for size in self.hidden):
             raise ValueError(f"--hidden needs sizes of at least 1, got {list(self.hidden)}")
@@ -236,12 +238,12 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
             "cutout",
             "mixup",
             "negative_slope",
-            "seed",
             "checkpoint_every",
         ),
         lambda value: value >= 0,
         "not be negative",
     ),
+    (("seed",), lambda value: 0 <= value < 2**63, "lie in [0, 2**63)"),
 )
 
 

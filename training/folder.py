@@ -81,6 +81,9 @@ def _classes(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+_NO_IMAGES = {"Thumbs.db", "desktop.ini"}  # what Windows leaves in folders of images
+
+
 def _listing(directory: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Return path and label of every visible file in the class folders, sorted by path."""
     listing: list[tuple[Path, int]] = []
@@ -88,7 +91,7 @@ def _listing(directory: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
         paths = sorted(
             path
             for path in (directory / name).rglob("*")
-            if path.is_file() and not path.name.startswith(".")
+            if path.is_file() and not path.name.startswith(".") and path.name not in _NO_IMAGES
         )
         if not paths and (directory / name).is_dir():
             raise ValueError(f"{(directory / name).absolute()} holds no images")
@@ -158,9 +161,7 @@ def _load(file: Path, fingerprint: str, count: int) -> _Arrays | None:
             known = str(arrays["fingerprint"]) == fingerprint
             whole = images.ndim == 4 and len(images) == len(labels) == labels.size == count
             typed = images.dtype == np.uint8 and labels.dtype == np.int64
-    except (
-        Exception
-    ):  # absent, or damaged, which zipfile, zlib, struct and numpy each say their way
+    except Exception:  # absent, or damaged: zipfile, zlib, struct and numpy each say it their way
         return None
     return arrays if known and whole and typed else None
 

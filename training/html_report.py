@@ -107,7 +107,7 @@ def _facts(results: Results) -> dict[str, str]:
     if metrics:
         memory = "resident" if metrics["device"] == "cpu" else "device"
         facts |= {
-            "weights of epoch": f"{metrics['selected_epoch']} of {metrics['epochs']}",
+            "weights of epoch": f"{metrics['selected_epoch']} of {len(metrics['history'])}",
             "time": _duration(metrics["seconds"]),
             "training images/s": f"{metrics['images_per_second']:,.0f}",
             f"peak {memory} memory": f"{metrics['peak_memory_bytes'] / 2**20:,.0f} MiB",

@@ -1,6 +1,5 @@
 """What the optimizers written here share."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,7 +31,6 @@ class MomentumOptimizer(Optimizer):
                 raise ValueError(f"{name} must not be negative, got {value}")
         super().__init__(params, defaults)
 
-    @abstractmethod
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Take the step of one parameter, in place.
 
@@ -41,6 +39,7 @@ class MomentumOptimizer(Optimizer):
             gradient: Its gradient.
             group: The settings of its group.
         """
+        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

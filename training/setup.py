@@ -1,5 +1,7 @@
 """The device and the model that settings ask for."""
 
+import os
+import textwrap
 from types import ModuleType
 
 import torch
@@ -26,6 +28,10 @@ def pick_device(config: Config) -> torch.device:
         ValueError: There is no such device here.
     """
     if config.threads is not None:
+        if config.threads > (most := 16 * (os.cpu_count() or 1)):  # thousands fail to start
+            raise ValueError(
+                f"--threads must be at most {most} on this machine, {config.threads} given"
+            )
         torch.set_num_threads(config.threads)
     name = config.device
     if name == "auto":
@@ -36,7 +42,7 @@ def pick_device(config: Config) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"--device {name} is not available here ({str(error).splitlines()[0]}). "
+            f"--device {name} is not available here ({textwrap.shorten(str(error), 160)}). "
             "Use --device cpu, or auto"
         ) from error
     cuda = device.type == "cuda"

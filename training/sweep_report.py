@@ -47,10 +47,8 @@ def table(settings: Sequence[Setting]) -> str:
     aligned = ((c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
     text = ["  ".join(cells).rstrip() for cells in aligned]
     seeds = max(len(setting.runs) for setting in settings)
-    heading = (
-        f"\nmean ± standard deviation over {seeds} seed{'' if seeds == 1 else 's'}, best first"
-    )
-    return "\n".join([heading if seeds else "", *text])
+    what = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return "\n".join([f"\n{what}, best first" if seeds else "", *text])
 
 
 def write_figure(directory: Path, settings: Sequence[Setting]) -> None:
@@ -75,10 +73,14 @@ def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:
         return [*values, row["outcome"], "", ""]
     return [
         *values,
-        f"{row['validation_accuracy']:.2%} ± {row['validation_std']:.2%}",
-        f"{row['test_accuracy']:.2%} ± {row['test_std']:.2%}",
+        _accuracy(row["validation_accuracy"], row["validation_std"]),
+        _accuracy(row["test_accuracy"], row["test_std"]),
         f"{row['seconds']:.1f}",
     ]
+
+
+def _accuracy(mean: float, deviation: float | None) -> str:
+    return f"{mean:.2%}" if deviation is None else f"{mean:.2%} ± {deviation:.2%}"
 
 
 def _row(setting: Setting) -> dict[str, Any]:
@@ -102,8 +104,8 @@ def _means(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 def _figure(settings: Sequence[Setting]) -> Any:
@@ -130,7 +132,6 @@ def _figure(settings: Sequence[Setting]) -> Any:
 
 def _band(curves: Sequence[Sequence[float]]) -> tuple[_Curve, _Curve]:
     """Return mean and standard deviation at each epoch, over the runs that came so far."""
-    padded = np.full((len(curves), max(map(len, curves))), np.nan)
-    for row, curve in zip(padded, curves, strict=True):
-        row[: len(curve)] = curve
-    return np.nanmean(padded, 0), np.nanstd(padded, 0)
+    epochs = [[c[i] for c in curves if i < len(c)] for i in range(max(map(len, curves)))]
+    spread = [_deviation(values) or 0.0 for values in epochs]
+    return np.array([*map(fmean, epochs)]), np.array(spread)

@@ -1,8 +1,9 @@
-"""MkDocs hook: the README as the first page, a page for each op, and formulas in every page.
+"""MkDocs hook: pages that are made, not written, and formulas in every page.
 
+Made are the first page (the README) and the likes of it, a page for each op and those of the API.
 The page of an op is put together from its file in ``manual_ops/ops`` (the derivation is its
 docstring), its row of ``docs/conformance.md`` and its rows of ``docs/benchmarks_ops.json``. Nothing
-of it is checked in, and torch is not needed: the files are read, not imported.
+of it is checked in, and nothing is imported: the files are read.
 """
 
 import ast
@@ -20,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from api_pages import described, functions_page, modules_page, pages_of_ops
 from formulas import display, inline, marked
 
 ROOT = Path(__file__).parents[2]
@@ -28,22 +30,30 @@ LABEL = re.compile(r"([A-Z][a-z]+):( +)(?=\S)")
 FORMULAS = re.compile(r"^```formula\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^<!-- (\w+\.py) -->\n```python\n", re.MULTILINE)
 COSTS = re.compile(r"^<!-- (benchmarks_\w+\.json) -->$", re.MULTILINE)
+COPIED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 LABELS = {"Forward", "Jacobian", "Training", "Evaluation", "Backward", "Tangent"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the pages of the ops to the navigation."""
+    """Add the pages of the ops to the navigation, before API."""
     assert config.nav
-    config.nav.insert(-1, {"Ops": [{name: f"ops/{name}.md"} for name in OPS]})
+    at = next(i for i, item in enumerate(config.nav) if "API" in item)
+    config.nav.insert(at, {"Ops": [{name: f"ops/{name}.md"} for name in OPS]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here."""
     made = {f"ops/{name}.md": op_page(path) for name, path in OPS.items()}
-    for source, page in (("README.md", "index.md"), ("CONTRIBUTING.md", "contributing.md")):
+    made |= {"api/functions.md": functions_page(), "api/modules.md": modules_page()}
+    for source, page in COPIED.items():
         text = (ROOT / source).read_text().replace("](docs/", "](")
-        text = text.replace("](CONTRIBUTING.md)", "](contributing.md)")
+        for name, other in COPIED.items():
+            text = text.replace(f"]({name})", f"]({other})")
         made[page] = re.sub(r"\[([^]]*)\]\(LICENSE\)", r"\1", text)
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
@@ -63,25 +73,23 @@ def op_page(path: Path) -> str:
     module = ast.parse(source)
     docstring = ast.get_docstring(module)
     assert docstring
-    names = public_names(module)
+    names = {name for name, page in pages_of_ops().items() if page == path.stem}
     first, _, derivation = docstring.partition("\n")
     code = source[source.index('"""', 3) + 3 :].strip()
     parts = [
         f"# {path.stem}\n\n<p>{inline(first)}</p>",
         f"## Derivation\n\n{derivation_html(derivation)}",
         shared_derivations(derivation),
-        *(arguments(node) for node in module.body if getattr(node, "name", None) in names),
+        *(
+            f"## {node.name}\n\n{described(node)}"
+            for node in module.body
+            if isinstance(node, ast.FunctionDef) and node.name in names
+        ),
         table_of_conformance(names),
         table_of_costs(names),
         f'## Code\n\n```python title="manual_ops/ops/{path.name}"\n{code}\n```\n',
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def public_names(module: ast.Module) -> set[str]:
-    """Return the functions of an op's file that ``manual_ops.functional`` exports."""
-    exported = set(re.findall(r"as (\w+)", (ROOT / "manual_ops/functional.py").read_text()))
-    return {node.name for node in module.body if isinstance(node, ast.FunctionDef)} & exported
 
 
 def derivation_html(text: str) -> str:
@@ -143,34 +151,6 @@ def linked(drawn: str) -> str:
         lambda m: f'<a href="../{m[1]}/">{m[1]}</a>' if m[1] in OPS else m[0],
         drawn,
     )
-
-
-def arguments(node: ast.FunctionDef) -> str:
-    """Return the signature of a function, and its arguments with their shapes."""
-    docstring = re.sub(r":\w+:(?=`)", "", ast.get_docstring(node) or "")
-    parts = [f"## {node.name}\n\n```python\n{signature(node)}\n```"]
-    for name, body in re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n?|\n)+)", docstring, re.M):
-        if name == "Returns":
-            parts.append("**Returns** " + re.sub(r"\n *", " ", body.strip()))
-            continue
-        items = re.sub(r"\n {6,}", " ", body.strip()).replace("|", r"\|").splitlines()
-        named = [item.split(": ", 1) for item in items]
-        parts.append(
-            f"| {name} | |\n|---|---|\n"
-            + "\n".join(f"| {k.strip()} | {v.strip()} |" for k, v in named)
-        )
-    return "\n\n".join(parts)
-
-
-def signature(node: ast.FunctionDef) -> str:
-    """Return the head of a function's definition, one argument to a line if it is long."""
-    assert node.returns
-    returns, args = ast.unparse(node.returns), ast.unparse(node.args)
-    line = f"def {node.name}({args}) -> {returns}"
-    if len(line) <= 88:
-        return line
-    lines = "".join(f"    {arg},\n" for arg in re.split(r", (?=\*|\w+:)", args))
-    return f"def {node.name}(\n{lines}) -> {returns}"
 
 
 def table_of_conformance(names: set[str]) -> str:

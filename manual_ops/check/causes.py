@@ -42,7 +42,7 @@ _FORMULAS: dict[str, str] = {
     "double backward": (
         "The gradient is right but the second derivative is not: an intermediate computed in "
         "forward is saved and taken for a constant. Save inputs and outputs alone, or return the "
-        "intermediate as an output; see docs/write_your_own_op.md."
+        "intermediate as a further output, and add its cotangent in backward."
     ),
     "third order": (
         "Right up to the second derivative: backward of backward takes for a constant what is "
@@ -62,7 +62,7 @@ _FORMULAS: dict[str, str] = {
     ),
     "jvp of jvp": (
         "torch calls a Function's jvp with forward mode switched off, so that a jvp of it is "
-        "silently 0: switch it on in there, as _Nestable of manual_ops/_apply.py does."
+        "silently 0: switch it on in there, by torch.autograd.forward_ad._set_fwd_grad_enabled."
     ),
     "third order, forward": (
         "Right up to the second derivative: jvp or backward takes for a constant what is none."

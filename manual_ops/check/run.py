@@ -123,7 +123,8 @@ def check(
             require grad, of all of them if none does; and of a module's parameters.
         reference: Another implementation, to compare values and gradients with.
         keywords: Keyword inputs.
-        only: Names of the checks to run; by default all of ``CHECKS``.
+        only: Names of the checks to run; by default all of ``CHECKS``
+            (``from manual_ops.check import CHECKS``).
         skip: Names of checks to leave out.
         mutates: Names of tensors that ``fn`` is meant to update in place.
         seed: Of the random numbers that ``fn`` draws: the same in every call.

@@ -112,3 +112,7 @@ sys.modules |= {
 
 def __getattr__(name: str) -> Any:
     return getattr(nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(nn)})

@@ -151,8 +151,7 @@ def _by_pixels(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: 
         for x, g in zip(windows[some].split(lines, 1), pixels[some].split(lines, 1), strict=True):
             columns = x.reshape(-1, math.prod(windows.shape[1 + dims :]))
             rows = g.reshape(-1, g.shape[-1]).mT
-            # not in place: under autocast the dtypes would differ
-            gradient = rows @ columns if gradient is None else gradient.addmm(rows, columns)
+            gradient = rows @ columns if gradient is None else gradient.addmm_(rows, columns)
     assert gradient is not None
     return gradient.reshape(-1, *windows.shape[1 + dims :]).movedim(-1, 1)
 

@@ -35,6 +35,7 @@ from .._fuse import fusible
 from .._layout import is_channels_last, laid_out, reshaped
 from .._modes import may_overwrite
 from .._precision import widen
+from ._refusal import no_tensor
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -146,6 +147,21 @@ class Normalisation(Function):
             tangent = tangent + _of_channels(bias_tangent, ctx.shape)
         tangent = tangent.to(input.dtype).reshape(input.shape)
         return tangent, mean_tangent[..., 0, 0], rstd_tangent[..., 0, 0]
+
+
+def check_parameters(
+    op: str, why: str, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
+) -> None:
+    """Refuse a weight or bias that is no tensor, or of another shape than ``shape``."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise no_tensor(op, **{name: tensor})
+        if tuple(tensor.shape) != shape:
+            raise RuntimeError(
+                f"{op}: expected {name} of shape {shape} {why}, got {tuple(tensor.shape)}"
+            )
 
 
 def _of_groups(statistic: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
 
@@ -86,15 +87,25 @@ def _spread(
     ones = grad_output.new_ones(input_shape[-3], 1, *kernel)
     left_over = [q + 2 * p - c for q, p, c in zip(sizes, padding, covered, strict=True)]
     if min(left_over) >= 0:
-        return torch.conv_transpose2d(
-            shares, ones, None, stride, padding, left_over, groups=input_shape[-3]
-        )
+        return _transposed(shares, ones, stride, padding, left_over)
     # With ceil_mode the last window reaches out of the padding: cut both off afterwards.
     left_over = [max(q + p - c, 0) for q, p, c in zip(sizes, padding, covered, strict=True)]
-    grad_padded = torch.conv_transpose2d(
-        shares, ones, None, stride, 0, left_over, groups=input_shape[-3]
-    )
+    grad_padded = _transposed(shares, ones, stride, (0, 0), left_over)
     return grad_padded.narrow(-2, padding[0], sizes[0]).narrow(-1, padding[1], sizes[1])
+
+
+def _transposed(
+    shares: Tensor,
+    ones: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    left_over: list[int],
+) -> Tensor:
+    """Add each share up in all positions of its window."""
+    with without_autocast(shares.device.type):
+        return torch.conv_transpose2d(
+            shares, ones, None, stride, padding, left_over, groups=len(ones)
+        )
 
 
 def _counts(

@@ -410,7 +410,8 @@ def batch_norm(
         Same shape, dtype and memory format as ``input``.
 
     Raises:
-        ValueError: One value per channel in training; ``eps`` not positive (training), negative.
+        ValueError: One value per channel in training, or one running statistic without the
+            other; ``eps`` not positive (training), negative.
         RuntimeError: A per-channel argument of another length than C; no running statistics in
             evaluation.
         TypeError: ``input`` or a per-channel argument is no tensor.
@@ -437,7 +438,8 @@ def track(
     """
     for moved, towards in zip(running, batch, strict=True):
         if moved is not None:
-            moved.add_(towards.detach() - moved, alpha=momentum)
+            # not by their difference, which loses the smaller of the two
+            moved.mul_(1 - momentum).add_(towards.detach(), alpha=momentum)
 
 
 def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:

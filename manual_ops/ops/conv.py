@@ -32,7 +32,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
-from .._precision import lower_precision
+from .._precision import lower_precision, without_autocast
 from ._conv_weight_gradient import weight_gradient
 from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
@@ -112,6 +112,13 @@ def gradients(
     grad_output: Tensor, input: Any, weight: Any, sizes: Sizes, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
+    with without_autocast(grad_output.device.type):
+        return _gradients(grad_output, input, weight, sizes, needs)
+
+
+def _gradients(
+    grad_output: Tensor, input: Any, weight: Any, sizes: Sizes, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     needs_input, needs_weight, needs_bias = needs
     if grad_output.shape[1] != sizes.weight[0]:  # without channels ATen puts out none
         shapes = (sizes.input, sizes.weight, sizes.weight[:1])

@@ -9,8 +9,8 @@ Tangent:   y' = x' * (P(x) + x p(x))
 Approximate, with u = sqrt(2 / pi) (x + 0.044715 x^3) and y = x (1 + tanh u) / 2. The sigmoid s of
 2 u is (1 + tanh u) / 2, and ds/dx = s (1 - s) d(2 u)/dx:
 Forward:   y = x s
-Backward:  dL/dx = dL/dy * s (1 + x (1 - s) d(2 u)/dx)
-Tangent:   y' = x' * s (1 + x (1 - s) d(2 u)/dx)
+Backward:  dL/dx = dL/dy * (s + x s (1 - s) d(2 u)/dx)
+Tangent:   y' = x' * (s + x s (1 - s) d(2 u)/dx)
 
 Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016), section 2.
 """
@@ -42,22 +42,24 @@ def _chain(tangent: Tensor, input: Tensor, approximate: str) -> Tensor:
         return tangent * (cdf + input * torch.exp2(_LOG2_P0 + _RATE * input * input))
     square = input * input
     s = torch.sigmoid((_LINEAR + _CUBIC * square) * input)
-    rate = (_LINEAR + 3 * _CUBIC * square) * input  # x d(2 u)/dx
-    return tangent * s * (1 + rate - rate * s)
+    # x s (1 - s) first: it is 0 where the slope of 2 u is so large that their product overflows
+    return tangent * (s + input * s * (1 - s) * (_LINEAR + 3 * _CUBIC * square))
 
 
 def _exact_in_place(tangent: Tensor, input: Tensor, out: Tensor) -> Tensor:
     log2_p0 = input.new_full((), _LOG2_P0)
     density = torch.addcmul(log2_p0, input, input, value=_RATE, out=out).exp2_()
-    # P as y / x: the kernel of y is twice as fast as torch.erf
-    cdf = torch.nn.functional.gelu(input).div_(input).nan_to_num_(0.5)  # 0 / 0
+    # P as y / x: the kernel of y is twice as fast as torch.erf. Not of 0, nor of a denormal number,
+    # whose product with P has lost its digits: there P is 1/2.
+    normal = torch.nn.functional.hardshrink(input, torch.finfo(input.dtype).tiny)
+    cdf = torch.nn.functional.gelu(normal).div_(normal).nan_to_num_(0.5)
     return torch.addcmul(cdf, input, density, out=out).mul_(tangent)
 
 
 def _tanh_in_place(tangent: Tensor, input: Tensor, out: Tensor) -> Tensor:
     linear = input.new_full((), _LINEAR)
     twice_u = torch.addcmul(linear, input, input, value=_CUBIC, out=out).mul_(input)
-    s = torch.sigmoid(twice_u)
+    s = torch.sigmoid(twice_u.clamp_(-1e4, 1e4))  # 0 or 1 at the bounds, where rate stays finite
     rate = twice_u.sub_(input, alpha=2 / 3 * _LINEAR)  # x d(2 u)/dx = 3 (2 u) - 2 _LINEAR x, by 3
     rate.addcmul_(rate, s, value=-1)
     return torch.addcmul(s, s, rate, value=3, out=out).mul_(tangent)

@@ -24,8 +24,7 @@ from torch import Tensor
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation
-from ._refusal import no_tensor
+from ._normalisation import Groups, Normalisation, check_parameters
 
 
 def _fused(
@@ -105,11 +104,4 @@ def _check(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
             "group_norm: expected more than 1 value per group when training, got input size "
             f"{shape} and num_groups={groups}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise no_tensor("group_norm", **{name: tensor})
-        if tensor is not None and tuple(tensor.shape) != (shape[1],):
-            raise RuntimeError(
-                f"group_norm: expected {name} of shape ({shape[1]},) for input {shape}, "
-                f"got {tuple(tensor.shape)}"
-            )
+    check_parameters("group_norm", f"for input {shape}", (shape[1],), weight, bias)

@@ -27,7 +27,7 @@ from torch import Tensor
 from .._apply import bind
 from .._layout import reshaped
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation
+from ._normalisation import Groups, Normalisation, check_parameters
 from ._refusal import no_tensor
 
 
@@ -103,11 +103,4 @@ def _check(
             f"layer_norm: expected input with shape (*, {', '.join(map(str, shape))}) for "
             f"normalized_shape={shape}, got {tuple(input.shape)}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise no_tensor("layer_norm", **{name: tensor})
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise RuntimeError(
-                f"layer_norm: expected {name} of shape normalized_shape={shape}, "
-                f"got {tuple(tensor.shape)}"
-            )
+    check_parameters("layer_norm", f"for normalized_shape={shape}", shape, weight, bias)

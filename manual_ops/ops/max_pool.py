@@ -162,7 +162,7 @@ def _distances(
     dilation: Sizes,
     padded: bool,
 ) -> Tensor:
-    """Return the distance that each element of a window has from its first one, ``(K, 1)``.
+    """Return the distance that each element of a window has from its first one, ``(K,)``.
 
     With padding, that of what it is a copy of, which is not the same in all windows: ``(K, U)``.
     """

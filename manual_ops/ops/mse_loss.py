@@ -154,7 +154,8 @@ def mse_loss(
         weight: Same shape as ``input``; the mean then divides by the sum of weights.
 
     Returns:
-        A scalar, or the broadcast shape for ``none``; float32 for half inputs under autocast.
+        A scalar, or the broadcast shape for ``none``; float32 for half inputs under autocast, on
+            CPU if there is no ``weight``.
 
     Raises:
         ValueError: Unknown ``reduction``; ``weight`` of another shape than ``input``.
@@ -174,7 +175,8 @@ def mse_loss(
             "Weights and input must have the same size: "
             f"expected weight {tuple(input.shape)}, got {tuple(weight.shape)}"
         )
-    input_, target_, weight_ = full_precision(_numbers(wide), _numbers(wide_target), weight)
+    numbers = (_numbers(wide), _numbers(wide_target), weight)
+    input_, target_, weight_ = full_precision(*numbers, on_cpu=weight is None)
     loss: Tensor
     if weight_ is None:
         loss = _mse_loss(input_, target_, reduction)

@@ -119,13 +119,16 @@ def multi_head_attention_forward(
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.logical_not()  # attention takes True for what is attended to
     dropout_p = dropout_p if training else 0.0
-    output, scores = attention(q, k, v, mask, dropout_p, is_causal, need_weights=need_weights)
+    output, attention_weights = attention(
+        q, k, v, mask, dropout_p, is_causal, need_weights=need_weights
+    )
     output = output.permute(2, 0, 1, 3).reshape(query.shape)
     output = linear(output, out_proj_weight, out_proj_bias)
-    if scores is not None:
-        scores = scores.mean(1) if average_attn_weights else scores
-        scores = scores if query.dim() == 3 else scores.squeeze(0)
-    return output, scores
+    if attention_weights is not None and average_attn_weights:
+        attention_weights = attention_weights.mean(1)
+    if attention_weights is not None and query.dim() == 2:
+        attention_weights = attention_weights.squeeze(0)
+    return output, attention_weights
 
 
 def _project_each(

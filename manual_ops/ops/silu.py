@@ -20,7 +20,7 @@ from .._precision import accumulate_wide
 @accumulate_wide
 def _chain(tangent: Tensor, input: Tensor) -> Tensor:
     s = torch.sigmoid(input)
-    return tangent * s * (1 + input - input * s)
+    return tangent * s * (1 + input * (1 - s))
 
 
 @blockwise

@@ -36,19 +36,28 @@ NEEDS_NOT = {
     "linear": AFFINE_NEEDS_NOT,
     "conv1d": AFFINE_NEEDS_NOT,
     "conv2d": AFFINE_NEEDS_NOT,
+    "linear_relu": AFFINE_NEEDS_NOT,
+    "conv2d_relu": AFFINE_NEEDS_NOT,
+    "layer_norm": {**AFFINE_NEEDS_NOT, "input": ("bias",)},
+    "group_norm": {**AFFINE_NEEDS_NOT, "input": ("bias",)},
     "avg_pool2d": {"input": ("input",)},
+    "max_pool2d": {"input": ("input",)},
     "dropout": {"input": ("input",)},
     "scaled_dot_product_attention": {"value": ("value",)},
 }
 BATCH_NORM_EVAL_NEEDS_NOT = {"input": ("input", "bias"), "bias": ("input", "weight", "bias")}
 
 
-@cases_for()
-def test_frozen_arguments_save_nothing_unneeded(case: OpCase) -> None:
-    needs_not = NEEDS_NOT.get(case.op, {})
+def needs_not(case: OpCase) -> dict[str, tuple[str, ...]]:
+    """What need not be saved for the gradient of each of these arguments alone."""
     if case.op == "batch_norm" and not case.arguments.get("training"):
-        needs_not = BATCH_NORM_EVAL_NEEDS_NOT
-    for asked, unneeded in needs_not.items():
+        return BATCH_NORM_EVAL_NEEDS_NOT
+    return NEEDS_NOT.get(case.op, {})
+
+
+@cases_for(table=[case for case in CASES if needs_not(case)])
+def test_frozen_arguments_save_nothing_unneeded(case: OpCase) -> None:
+    for asked, unneeded in needs_not(case).items():
         if asked not in case.differentiable:
             continue
         arguments = requiring(case.sample(), (asked,))

@@ -42,3 +42,15 @@ def test_a_resumed_run_adds_its_time_but_not_to_the_lap(tick):
     tick(1)
     assert resumed.seconds == 5 + 7 + 1
     assert resumed.lap() == 3 + 1
+
+
+def test_a_complete_run_is_not_made_longer_by_starting_again(tick):
+    clock = Stopwatch()
+    tick(5)
+    state = clock.state_dict()
+    again = Stopwatch()
+    tick(7)
+    again.load_state_dict(state)
+    again.leave_out_start()
+    tick(1)
+    assert again.seconds == 5 + 1

@@ -52,6 +52,11 @@ class TestReading:
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         assert torch.equal(raw.test_inputs[10], pixels)
 
+    def test_what_windows_leaves_in_folders_is_passed_over(self, tmp_path):
+        write_folder(tmp_path)
+        (tmp_path / "train" / "a" / "Thumbs.db").write_bytes(b"no image")
+        assert len(read_folder(config(tmp_path)).train_inputs) == 12
+
     def test_grey_images_have_one_channel(self, tmp_path):
         raw = read_folder(config(write_folder(tmp_path, mode="L")))
         assert raw.train_inputs.shape == (12, 1, 8, 10)
