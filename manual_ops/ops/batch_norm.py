@@ -438,8 +438,9 @@ def track(
     """
     for moved, towards in zip(running, batch, strict=True):
         if moved is not None:
-            # not by their difference, which loses the smaller of the two
-            moved.mul_(1 - momentum).add_(towards.detach(), alpha=momentum)
+            # Not by their difference, which loses the smaller of the two; written at once, so that
+            # what vmap refuses has changed nothing.
+            moved.copy_((momentum * towards.detach()).add_(moved, alpha=1 - momentum))
 
 
 def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
