@@ -440,7 +440,7 @@ def track(
         if moved is not None:
             # Not by their difference, which loses the smaller of the two; written at once, so that
             # what vmap refuses has changed nothing.
-            moved.copy_((momentum * towards.detach()).add_(moved, alpha=1 - momentum))
+            moved.copy_(torch.add(momentum * towards.detach(), moved, alpha=1 - momentum))
 
 
 def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:
