@@ -161,7 +161,10 @@ class TestDamage:
             torch.save({"settings": {}, "state": {"model": Malicious()}}, path)
         assert train.main(["--resume", "run"]) == 1
         error = capsys.readouterr().err.splitlines()
-        assert error[2].startswith("error: no checkpoint in run/checkpoints can be read: delete")
+        assert error[2] == (
+            "error: no checkpoint in run/checkpoints can be read: delete the folder of the run and "
+            "start it again"
+        )
         assert len(error) == 3
         assert all("reading that could run any code" in line for line in error[:2])
         assert "weights_only" not in "".join(error)  # PyTorch's advice would run it

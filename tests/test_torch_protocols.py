@@ -145,10 +145,11 @@ def test_traced_backward_writes_into_nothing(layer: Callable[[Tensor], Tensor]) 
         (lambda f, x, w: f.conv2d(x, w), [(2, 8, 6, 6), (8, 8, 1, 1)]),
         (lambda f, x, w: f.conv2d(x, w, padding=1), [(4, 128, 4, 4), (128, 128, 3, 3)]),
         (lambda f, x, w: f.conv1d(x, w, groups=2), [(2, 8, 12), (8, 4, 3)]),
+        (lambda f, *qkv: f.scaled_dot_product_attention(*qkv), [(2, 4, 16, 8)] * 3),
         (lambda f, x: f.avg_pool2d(x, 3, 2), [(2, 4, 9, 9)]),
         (lambda f, x: f.max_pool2d(x, 3, 2, 1), [(2, 4, 9, 9)]),
     ],
-    ids=["conv2d_1x1", "conv2d_3x3", "conv1d", "avg_pool2d", "max_pool2d"],
+    ids=["conv2d_1x1", "conv2d_3x3", "conv1d", "attention", "avg_pool2d", "max_pool2d"],
 )
 def test_backward_inside_autocast_has_the_precision_of_the_forward_outside(
     call: Callable[..., Tensor], shapes: list[tuple[int, ...]]

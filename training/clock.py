@@ -25,9 +25,7 @@ class Stopwatch:
 
     def leave_out_start(self) -> None:
         """Take out what this start of the program has taken: for a run that had been complete."""
-        now = time.perf_counter()
-        self._began += now - self._started
-        self._started = now
+        self._began += time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, float]:
         """Return the seconds since the beginning and since the last lap."""

@@ -13,7 +13,7 @@ from training.cli import parse_args
 from training.config import Config
 from training.inputs import Inputs, load_inputs
 from training.run_folder import CONFIG, INPUTS, WEIGHTS
-from training.setup import LAYERS, build_model, pick_device
+from training.setup import LAYERS, MOST_THREADS, build_model, pick_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +70,8 @@ def _pick_device(config: Config) -> torch.device:
     cuda = config.device != "cpu" and torch.cuda.is_available()
     if config.precision == "tf32" and not cuda:
         config = dataclasses.replace(config, precision="float32")
+    if config.threads is not None:
+        config = dataclasses.replace(config, threads=min(config.threads, MOST_THREADS))
     return pick_device(config)
 
 

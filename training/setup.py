@@ -17,6 +17,8 @@ from training.inputs import Inputs
 
 LAYERS: dict[str, ModuleType] = {"manual": manual_ops.nn, "torch": torch.nn}
 
+MOST_THREADS = 16 * (os.cpu_count() or 1)  # thousands fail to start
+
 # Settings of models; one that a model does not have must keep its default.
 MODEL_OPTIONS = ("hidden", "activation", "negative_slope", "batch_norm", "dropout", "width")
 
@@ -28,9 +30,9 @@ def pick_device(config: Config) -> torch.device:
         ValueError: There is no such device here.
     """
     if config.threads is not None:
-        if config.threads > (most := 16 * (os.cpu_count() or 1)):  # thousands fail to start
+        if config.threads > MOST_THREADS:
             raise ValueError(
-                f"--threads must be at most {most} on this machine, {config.threads} given"
+                f"--threads must be at most {MOST_THREADS} on this machine, got {config.threads}"
             )
         torch.set_num_threads(config.threads)
     name = config.device

@@ -42,7 +42,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
-from .._precision import lower_precision, widen
+from .._precision import lower_precision, widen, without_autocast
 from ._refusal import no_tensor
 from .softmax import times_jacobian
 
@@ -113,7 +113,8 @@ class _Attention(Function):
         operands = (query, key, value, *masks, grad_output, grad_weights)
         by_blocks = all(map(may_overwrite, cotangents))
         gradients_of = _gradients_by_blocks if by_blocks else _gradients
-        gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
+        with without_autocast(cotangents[0].device.type):
+            gradients = gradients_of(operands, ctx.settings, ctx.needs_input_grad[:4])
         return (
             *(
                 None if gradient is None else gradient.to(argument.dtype)
