@@ -242,7 +242,7 @@ def bind_pointwise(
             (saved,) = ctx.saved_tensors
             if saved.is_complex():  # conj(f'(x)) = f'(conj(x)) for the analytic functions here
                 saved = saved.conj()
-            return evaluate(grad_output, saved, *ctx.params), *(None for _ in ctx.params)
+            return evaluate(grad_output, saved, *ctx.params), *(None,) * len(ctx.params)
 
         @staticmethod
         def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:

@@ -15,16 +15,16 @@ _BLOCK = 1 << 18
 
 def block_length(x: Tensor) -> int:
     """Return how many slices of ``x`` along dim 0 make a block; all of them on an accelerator."""
-    if x.device.type != "cpu":
-        return max(len(x), 1)
-    slice_size = max(x.numel() // max(len(x), 1), 1)
-    return max(_BLOCK * torch.get_num_threads() // slice_size, 1)
+    slices = max(x.shape[0], 1)
+    if x.numel() <= _BLOCK or not x.is_cpu:
+        return slices
+    return max(_BLOCK * torch.get_num_threads() * slices // x.numel(), 1)
 
 
 def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Split tensors of one shape along dim 0 into blocks, and return each block of all of them."""
     length = block_length(tensors[0])
-    if length >= len(tensors[0]):
+    if length >= tensors[0].shape[0]:
         return [tensors]
     return zip(*(tensor.split(length) for tensor in tensors), strict=True)
 
@@ -59,10 +59,12 @@ def blockwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(formula)
     def by_blocks(tangent: Tensor, saved: Tensor, *params: object, out: Tensor) -> Tensor:
+        if saved.numel() <= _BLOCK or not saved.is_cpu:
+            return formula(tangent, saved, *params, out=out)
         dense = [out, tangent, saved]
         if is_channels_last(saved):
             dense = [channels_moved_last(x) for x in dense]
-        if saved.numel() <= _BLOCK or saved.device.type != "cpu" or not dense[2].is_contiguous():
+        if not dense[2].is_contiguous():
             return formula(tangent, saved, *params, out=out)
         flat = [x.contiguous().view(-1) for x in dense]
         length = block_length(flat[0])

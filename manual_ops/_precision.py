@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast to the active autocast dtype, as torch does for matmuls and convolutions.
@@ -49,7 +51,7 @@ def autocasts(tensor: Tensor) -> bool:
 
 def widen(tensor: Tensor) -> Tensor:
     """Return float16 and bfloat16 as float32, anything else as it is."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -61,7 +63,7 @@ def accumulate_wide(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(formula)
     def wide(first: Tensor, *args: object, out: Tensor | None = None) -> Tensor:
-        if first.dtype not in (torch.float16, torch.bfloat16):
+        if first.dtype not in _HALF:
             return formula(first, *args) if out is None else formula(first, *args, out=out)
         widened = [widen(a) if isinstance(a, Tensor) else a for a in args]
         if out is None:

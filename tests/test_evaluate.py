@@ -107,6 +107,17 @@ class TestRestore:
         assert trained.config.precision == "tf32"
         assert trained.inputs.device.type == "cpu"
 
+    def test_a_run_of_more_threads_than_this_machine_takes(self, run_dir, monkeypatch):
+        path, before = run_dir / "config.yaml", torch.get_num_threads()
+        path.write_text(path.read_text().replace("threads: null", "threads: 100000"))
+        for module in ("setup", "restore"):
+            monkeypatch.setattr(f"training.{module}.MOST_THREADS", 3)
+        try:
+            assert restore(run_dir, "cpu").config.threads == 100000
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+
     def test_no_such_device(self, finished):
         with pytest.raises(ValueError, match="--device abacus is not available"):
             restore(finished, "abacus")

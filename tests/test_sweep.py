@@ -395,6 +395,25 @@ def test_other_sweep_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> N
     assert "lr over 0.003 0.03, not lr over 0.1 0.2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("study.db", "--storage study.db is no address of a database, such as sqlite:///study.db"),
+        ("abacus://study", "--storage abacus://study is no address of a database"),
+        ("firebird+absent://host/study", "is no address of a database"),
+        ("oracle://host/study", "needs a package that is not installed: No module named"),
+        ("sqlite:///none/study.db", "cannot be used: unable to open database file"),
+    ],
+)
+def test_a_database_that_cannot_be_had(
+    storage: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.main([*MOONS, "--lr", "0.003", "0.03", "--storage", storage]) == 1
+    found = capsys.readouterr().err
+    assert message in found
+    assert found.count("\n") == 1
+
+
 def test_damage_is_named_and_made_up_for(capsys: pytest.CaptureFixture[str]) -> None:
     args = [*MOONS, "--lr", "0.003", "0.03"]
     assert sweep.main(args) == 0

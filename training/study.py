@@ -25,7 +25,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from training import report
 from training.cli import parse_args
@@ -268,12 +268,7 @@ class Study:
         with one_at_a_time(directory), _experiments_allowed(), _database(storage):
             self._study = optuna.create_study(
                 study_name=directory.name,
-                storage=optuna.storages.RDBStorage(
-                    storage,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=3 * HEARTBEAT,
-                    heartbeat_stale_trial_callback=self._try_again,
-                ),
+                storage=self._connect(storage),
                 # A setting that another process is trying counts as a bad one, so that two differ.
                 sampler=optuna.samplers.TPESampler(constant_liar=True),
                 direction="maximize",
@@ -338,6 +333,23 @@ class Study:
             print(f"the sweep in {self._directory} continues by the same command")
             return stopped.code if isinstance(stopped, _StoppedError) else INTERRUPTED
         return 0
+
+    def _connect(self, storage: str) -> optuna.storages.RDBStorage:
+        try:
+            return optuna.storages.RDBStorage(
+                storage,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=3 * HEARTBEAT,
+                heartbeat_stale_trial_callback=self._try_again,
+            )
+        except ArgumentError as error:
+            raise ValueError(
+                f"--storage {storage} is no address of a database, such as sqlite:///study.db"
+            ) from error
+        except ImportError as error:
+            raise ValueError(
+                f"--storage {storage} needs a package that is not installed: {error.__cause__}"
+            ) from error
 
     def _work(self, run: Run) -> None:
         while self._remaining():

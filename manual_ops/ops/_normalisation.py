@@ -113,10 +113,10 @@ class Normalisation(Function):
             x = input.reshape(ctx.shape)
             grad_input = _through_statistics(grad_input, x, mean, rstd, grad_mean, grad_rstd)
         if grad_input is not None:
-            grad_input = _shaped(grad_input.to(input.dtype), input.shape)
+            grad_input = shaped(grad_input.to(input.dtype), input.shape)
             grad_input = laid_out(grad_input, ctx.channels_last)
         grad_weight, grad_bias = (
-            None if t is None else _shaped(t, ctx.parameter_shape) for t in (grad_weight, grad_bias)
+            None if t is None else shaped(t, ctx.parameter_shape) for t in (grad_weight, grad_bias)
         )
         return grad_input, None, grad_weight, grad_bias, None
 
@@ -174,7 +174,7 @@ def _of_channels(parameter: Tensor, shape: Groups) -> Tensor:
     return parameter.reshape(shape.groups, shape.channels, 1)
 
 
-def _shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """``tensor.reshape(shape)``, for a small input cheaper where nothing is to be done."""
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
@@ -210,8 +210,8 @@ def _evaluated(
     """Compute Backward, in plain eager code by the arrangement that suits the shape."""
     if shape.groups == shape.positions == 1 and may_overwrite(grad_output):
         rows = (shape.samples, shape.channels)
-        w = None if weight is None else _shaped(weight, rows[1:])
-        g, x = _shaped(grad_output, rows), _shaped(input, rows)
+        w = None if weight is None else shaped(weight, rows[1:])
+        g, x = shaped(grad_output, rows), shaped(input, rows)
         return _of_rows(g, x, mean, rstd, w, needs)
     w = None if weight is None else _of_channels(weight, shape)
     g, x = grad_output.reshape(shape), input.reshape(shape)
@@ -256,7 +256,7 @@ def _by_blocks(
 ) -> Gradients:
     """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
     length = block_length(x)
-    if length >= len(x):
+    if length >= x.shape[0]:
         return of_block(widen(g), widen(x), mean, rstd, weight, needs, None)
     grad_input = torch.empty_like(x) if needs.input else None
     parts = []

@@ -1,7 +1,7 @@
 """What softmax and log_softmax share: arguments, the Function, and backward by blocks of rows."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,11 +29,14 @@ def bind_softmax(
     """
 
     def by_blocks(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
-        if not may_overwrite(grad_output):
+        independent = output.dim() > 1 and dim not in (0, -output.dim())
+        length = block_length(output) if independent else 0
+        if not (0 < length < output.shape[0] and may_overwrite(grad_output)):
             return backward(grad_output, output, dim)
         grad_input = torch.empty_like(output)
-        for g, y, out in _independent((grad_output, output, grad_input), dim):
-            backward(g, y, dim, out=out)
+        for i in range(0, output.shape[0], length):
+            block = slice(i, i + length)
+            backward(grad_output[block], output[block], dim, out=grad_input[block])
         return grad_input
 
     evaluate = fusible(backward, by_blocks)
@@ -63,14 +66,6 @@ def bind_softmax(
 
     expects = "input of floating dtype, dim in [-input.dim(), input.dim())"
     return bind(Softmax, expects, eager_forward=forward, home=backward.__module__)
-
-
-def _independent(tensors: tuple[Tensor, ...], dim: int) -> Iterable[tuple[Tensor, ...]]:
-    """Cut tensors of one shape along dim 0, into blocks that stay in the cache."""
-    first = tensors[0]
-    if first.dim() < 2 or dim in (0, -first.dim()) or block_length(first) >= len(first):
-        return [tensors]
-    return zip(*(x.split(block_length(first)) for x in tensors), strict=True)
 
 
 def prepare(

@@ -48,8 +48,14 @@ class _TrainingBatchNorm(Function):
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         x, n = widen(input), positions(input)
         variance, mean = torch.var_mean(x, over_positions(x), correction=0)
         rstd = torch.rsqrt(variance + eps)
@@ -58,10 +64,11 @@ class _TrainingBatchNorm(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, weight, _bias, _eps = inputs
+        input, weight, *_ = inputs
         _output, mean, rstd, unbiased_variance = output
         needs_input, needs_weight, *_ = ctx.needs_input_grad
-        ctx.mark_non_differentiable(unbiased_variance)  # it only feeds the running statistics
+        if unbiased_variance is not None:  # it only feeds the running statistics
+            ctx.mark_non_differentiable(unbiased_variance)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             input if needs_input or needs_weight else None,
@@ -82,7 +89,8 @@ class _TrainingBatchNorm(Function):
         input, weight, mean, rstd = ctx.saved_tensors
         cotangents = (grad_output, grad_mean, grad_rstd)
         needs = ctx.needs_input_grad[:3]
-        return *training_gradients(*cotangents, input, weight, mean, rstd, needs), None
+        gradients = training_gradients(*cotangents, input, weight, mean, rstd, needs)
+        return *gradients, None, None, None, None
 
     @staticmethod
     def jvp(
@@ -90,7 +98,7 @@ class _TrainingBatchNorm(Function):
         input_tangent: Tensor | None,
         weight_tangent: Tensor | None,
         bias_tangent: Tensor | None,
-        _eps: None,
+        *_: None,
     ) -> tuple[Tensor | None, ...]:
         input, weight, mean, rstd = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
@@ -240,10 +248,26 @@ def _evaluation_gradients(
 
 
 def fused_training(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func)."""
-    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``_TrainingBatchNorm.forward`` by ATen's kernel, which cannot be mapped (torch.func).
+
+    It moves the running statistics itself where it can; then there is no unbiased variance.
+    """
+    weight = None if weight is None else widen(weight)
+    bias = None if bias is None else widen(bias)
+    if _can_be_moved(running_mean, input) and _can_be_moved(running_var, input):
+        statistics = (running_mean, running_var)
+        output, mean, rstd = torch.native_batch_norm(
+            input, weight, bias, *statistics, True, momentum, eps
+        )
+        return output, mean, rstd, None
     # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
     statistics = input.new_zeros(2, input.shape[1], dtype=widen(input).dtype)
     batch_mean, unbiased_variance = statistics.unbind()
@@ -251,6 +275,10 @@ def fused_training(
         input, weight, bias, batch_mean, unbiased_variance, True, 1.0, eps
     )
     return output, mean, rstd, unbiased_variance
+
+
+def _can_be_moved(running: Tensor | None, input: Tensor) -> bool:
+    return running is None or (running.dtype == widen(input).dtype and not running.requires_grad)
 
 
 def fused_evaluation(
@@ -363,7 +391,7 @@ def positions(x: Tensor) -> int:
 
 def per_channel(channels: Tensor, like: Tensor) -> Tensor:
     """Reshape ``(C,)`` to broadcast along dim 1 of ``like``."""
-    return channels.reshape(-1, *(1 for _ in range(like.dim() - 2)))
+    return channels.reshape(-1, *(1,) * (like.dim() - 2))
 
 
 def normalised(
@@ -424,8 +452,11 @@ def batch_norm(
     if not training:
         output = _evaluation_batch_norm(input, weight, bias, running_mean, running_var, eps)
         return output
-    output, mean, _rstd, unbiased_variance = _training_batch_norm(input, weight, bias, eps)
-    track((running_mean, running_var), (mean, unbiased_variance), momentum)
+    output, mean, _rstd, unbiased_variance = _training_batch_norm(
+        input, weight, bias, running_mean, running_var, momentum, eps
+    )
+    if unbiased_variance is not None:
+        track((running_mean, running_var), (mean, unbiased_variance), momentum)
     return output
 
 

@@ -65,23 +65,28 @@ class _BatchNormReLUConvolution(Function):
         residual: Tensor | None,
         conv_weight: Tensor,
         conv_bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
         eps: float,
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
-    ) -> tuple[Tensor, ...]:
-        output, *statistics = plain_training(input, weight, bias, eps)
+    ) -> tuple[Tensor | None, ...]:
+        settings = (running_mean, running_var, momentum, eps)
+        output, *statistics = plain_training(input, weight, bias, *settings)
         activation = torch.relu(output if residual is None else output + residual)
         geometry = (stride, padding, dilation, groups)
         return _convolved(activation, conv_weight, conv_bias, *geometry), activation, *statistics
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, weight, bias, residual, conv_weight, _conv_bias, _eps, *geometry = inputs
+        input, weight, bias, residual, conv_weight, *_ = inputs
         _output, activation, mean, rstd, unbiased_variance = output
-        ctx.sizes = Sizes.of(activation, conv_weight, geometry)
-        ctx.mark_non_differentiable(unbiased_variance)
+        ctx.sizes = Sizes.of(activation, conv_weight, inputs[-4:])
+        if unbiased_variance is not None:
+            ctx.mark_non_differentiable(unbiased_variance)
         ctx.set_materialize_grads(False)
         saved = (input, weight, mean, rstd, bias, residual, conv_weight)
         ctx.save_for_backward(*saved)
@@ -112,7 +117,7 @@ class _BatchNormReLUConvolution(Function):
             g.to(residual.dtype) if needs_residual and g is not None else None,
             grad_conv_weight,
             grad_conv_bias,
-            *(None for _ in range(5)),
+            *(None for _ in range(8)),
         )
 
     @staticmethod
@@ -161,11 +166,15 @@ def _in_place(
     residual: Tensor | None,
     conv_weight: Tensor,
     conv_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
     eps: float,
     *geometry: Any,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """``_BatchNormReLUConvolution.forward`` by ATen's kernel of batch norm, and in place."""
-    output, *statistics = fused_training(input, weight, bias, eps)
+    settings = (running_mean, running_var, momentum, eps)
+    output, *statistics = fused_training(input, weight, bias, *settings)
     activation = _rectified_in_place(output, residual)
     return _convolved(activation, conv_weight, conv_bias, *geometry), activation, *statistics
 
@@ -275,9 +284,11 @@ def batch_norm_relu_conv2d(
     conv_weight, conv_bias = lower_precision(conv_weight, conv_bias)
     geometry = (strides, paddings, dilations, groups)
     convolved, activation, mean, _rstd, unbiased_variance = _batch_norm_relu_convolution(
-        input, weight, bias, residual, conv_weight, conv_bias, eps, *geometry
+        *(input, weight, bias, residual, conv_weight, conv_bias),
+        *(*statistics, momentum, eps, *geometry),
     )
-    track(statistics, (mean, unbiased_variance), momentum)
+    if unbiased_variance is not None:
+        track(statistics, (mean, unbiased_variance), momentum)
     return (convolved, activation) if return_activation else convolved
 
 

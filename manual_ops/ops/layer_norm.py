@@ -27,7 +27,7 @@ from torch import Tensor
 from .._apply import bind
 from .._layout import reshaped
 from .._precision import full_precision, widen
-from ._normalisation import Groups, Normalisation, check_parameters
+from ._normalisation import Groups, Normalisation, check_parameters, shaped
 from ._refusal import no_tensor
 
 
@@ -35,12 +35,13 @@ def _fused(
     input: Tensor, shape: Groups, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Normalisation.forward`` by ATen's kernel, whose own derivatives are not used."""
-    if input.device.type == "cpu":  # then it keeps the statistics in float32
-        weight, bias = (None if t is None else widen(t) for t in (weight, bias))
-    in_rows = (shape.samples, shape.channels)
-    rows = input if input.shape == in_rows else input.reshape(in_rows)
-    weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
-    output, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], weight, bias, eps)
+    if input.is_cpu:  # then it keeps the statistics in float32
+        weight = None if weight is None else widen(weight)
+        bias = None if bias is None else widen(bias)
+    rows, values = shaped(input, (shape.samples, shape.channels)), (shape.channels,)
+    weight = None if weight is None else shaped(weight, values)
+    bias = None if bias is None else shaped(bias, values)
+    output, mean, rstd = torch.native_layer_norm(rows, values, weight, bias, eps)
     if rows is not input:
         output = reshaped(output, input.shape)
     return output, widen(mean), widen(rstd)

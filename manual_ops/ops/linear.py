@@ -67,13 +67,14 @@ def gradients(
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     grad_input = grad_weight = grad_bias = None
     needs_input, needs_weight, needs_bias = needs
+    rows = _as_rows(grad_output)
     if needs_input:
         grad_input = grad_output @ weight.conj()
     if needs_weight:
-        grad_weight = _as_rows(grad_output).mT @ _as_rows(input).conj()
+        grad_weight = rows.mT @ _as_rows(input).conj()
     if needs_bias and bias_shape is not None:
         if len(bias_shape) == 1:
-            grad_bias = _as_rows(grad_output).sum(0)
+            grad_bias = rows.sum(0)
         else:  # torch also takes a bias of other dims that broadcasts, more than the output's too
             more = max(len(bias_shape) - grad_output.dim(), 0)
             grad_bias = grad_output[(None,) * more].sum_to_size(bias_shape)
