@@ -95,6 +95,7 @@ def _routes() -> dict[Op, Op]:
             add(namespace, name, adapted)
             add(namespace, f"{name}_", adapted and _in_place(adapted))
     add(torch.special, "expit", _adapted(functional.sigmoid, "sigmoid"))  # another name of it
+    add(torch, "embedding", _torch_embedding)
     return routes
 
 
@@ -107,6 +108,9 @@ _FUNCTIONAL_NAMES = {
 }
 
 
+_REDUCTIONS = ("none", "mean", "sum")  # by ATen's numbers
+
+
 def _adapted(op: Op, name: str) -> Op | None:
     """Return ``op`` with the parameters of ``torch.<name>``, None where they mean other things.
 
@@ -114,8 +118,6 @@ def _adapted(op: Op, name: str) -> Op | None:
     schema is asked for the names and the op is called by keyword.
     """
     accepted = {*inspect.signature(op).parameters, None}
-    # There a number instead of a word.
-    accepted.discard("reduction")
     packet = getattr(torch.ops.aten, name, None)
     for overload in packet.overloads() if packet else ():
         schema = getattr(packet, overload)._schema
@@ -133,9 +135,24 @@ def _by_keyword(op: Op, names: Iterable[str | None]) -> Op:
             raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
         given = dict(zip(names, args, strict=False))
         given.update({_FUNCTIONAL_NAMES.get(k, k): v for k, v in kwargs.items()})
+        if isinstance(given.get("reduction"), int):
+            given["reduction"] = _REDUCTIONS[given["reduction"]]
         return op(**{k: v for k, v in given.items() if k is not None})
 
     return call
+
+
+def _torch_embedding(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    # A negative padding_idx means none, where torch.nn.functional counts from the end.
+    padding = None if padding_idx < 0 else padding_idx
+    settings = {"scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
+    return functional.embedding(indices, weight, padding, **settings)
 
 
 def _with_indices(op: Op) -> Op:

@@ -83,7 +83,7 @@ def image() -> Tensor:
     return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-ONES, ZEROS = torch.ones(3), torch.zeros(3)
+ONES, ZEROS, LABELS = torch.ones(3), torch.zeros(3), torch.tensor([0, 1, 1])
 # What user code writes beside torch.nn.functional's own names, and what it then means.
 SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
     "torch.relu": (lambda x: torch.relu(x), lambda x: functional.relu(x)),
@@ -128,6 +128,20 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = 
     "torch.batch_norm": (
         lambda x: torch.batch_norm(x, ONES, ZEROS, None, None, True, 0.1, 1e-5, False),
         lambda x: functional.batch_norm(x, None, None, ONES, ZEROS, True),
+    ),
+    "torch.embedding": (
+        lambda x: torch.embedding(x.flatten(1), LABELS, 1),
+        lambda x: functional.embedding(LABELS, x.flatten(1), 1),
+    ),
+    "torch.embedding without padding": (
+        lambda x: torch.embedding(weight=x.flatten(1), indices=LABELS, padding_idx=-1),
+        lambda x: functional.embedding(LABELS, x.flatten(1)),
+    ),
+    "torch.binary_cross_entropy_with_logits": (
+        lambda x: torch.binary_cross_entropy_with_logits(x, torch.ones_like(x), None, None, 2),
+        lambda x: functional.binary_cross_entropy_with_logits(
+            x, torch.ones_like(x), reduction="sum"
+        ),
     ),
     "torch.conv2d": (
         lambda x: torch.conv2d(x, torch.ones(1, 3, 2, 2), padding="same"),
