@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.graph import increment_version
 
 from .._apply import bind
 from .._blocks import block_length, blocks
@@ -263,10 +264,11 @@ def fused_training(
     weight = None if weight is None else widen(weight)
     bias = None if bias is None else widen(bias)
     if _can_be_moved(running_mean, input) and _can_be_moved(running_var, input):
-        statistics = (running_mean, running_var)
         output, mean, rstd = torch.native_batch_norm(
-            input, weight, bias, *statistics, True, momentum, eps
+            input, weight, bias, running_mean, running_var, True, momentum, eps
         )
+        # The kernel does not say so: an evaluation that saved them could not tell.
+        increment_version([t for t in (running_mean, running_var) if t is not None])
         return output, mean, rstd, None
     # With momentum 1 the kernel leaves the batch's own statistics in the running ones.
     statistics = input.new_zeros(2, input.shape[1], dtype=widen(input).dtype)

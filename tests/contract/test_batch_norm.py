@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.func import vmap
 
+from manual_ops import functional, nn
 from manual_ops.testing.cases import CASES, OpCase
 from tests.harness import assert_matches, cast, random_like, run, subject
 
@@ -58,3 +59,23 @@ def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
         with pytest.raises(RuntimeError):
             vmap(lambda input, op=op: op(input, **arguments))(batches)
         assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+def test_statistics_that_an_evaluation_saved_are_not_moved_unnoticed() -> None:
+    """Torch.nn's gradient is then wrong without a word."""
+    norm = nn.BatchNorm1d(3)
+    x = torch.ones(5, 3, requires_grad=True)
+    output = norm.eval()(x)
+    norm.train()(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_statistics_of_more_than_one_dtype_are_moved() -> None:
+    """Where ATen's kernel does not take them: torch.nn's raises."""
+    x = random_like(torch.empty(6, 3), 0)
+    wide = [torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
+    exact = [t.clone() for t in wide]
+    functional.batch_norm(x, *wide, training=True, momentum=0.3)
+    torch.nn.functional.batch_norm(x.double(), *exact, training=True, momentum=0.3)
+    torch.testing.assert_close(wide, exact, rtol=1e-6, atol=1e-6)
