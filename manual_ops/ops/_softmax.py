@@ -29,11 +29,12 @@ def bind_softmax(
     """
 
     def by_blocks(grad_output: Tensor, output: Tensor, dim: int) -> Tensor:
-        independent = output.dim() > 1 and dim not in (0, -output.dim())
-        length = block_length(output) if independent else 0
-        if not (0 < length < output.shape[0] and may_overwrite(grad_output)):
+        if not may_overwrite(grad_output):
             return backward(grad_output, output, dim)
         grad_input = torch.empty_like(output)
+        independent = output.dim() > 1 and dim not in (0, -output.dim())
+        if not independent or (length := block_length(output)) >= output.shape[0]:
+            return backward(grad_output, output, dim, out=grad_input)
         for i in range(0, output.shape[0], length):
             block = slice(i, i + length)
             backward(grad_output[block], output[block], dim, out=grad_input[block])

@@ -67,9 +67,11 @@ def gradients(
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     grad_input = grad_weight = grad_bias = None
     needs_input, needs_weight, needs_bias = needs
-    rows = _as_rows(grad_output)
     if needs_input:
         grad_input = grad_output @ weight.conj()
+    if not (needs_weight or needs_bias):  # the rows may be a copy
+        return grad_input, None, None
+    rows = _as_rows(grad_output)
     if needs_weight:
         grad_weight = rows.mT @ _as_rows(input).conj()
     if needs_bias and bias_shape is not None:
