@@ -32,6 +32,7 @@ CASES = [
     Case((64, 64, 16, 16), (128, 64, 3, 3), channels_last=True),
     Case((64, 256, 8, 8), (256, 256, 3, 3), channels_last=True),
     Case((64, 32, 32, 32), (32, 32, 3, 3), channels_last=True),
+    Case((64, 32, 16, 16), (32, 32, 3, 3), channels_last=True),
     Case((32, 64, 32, 32), (128, 64, 3, 3), stride=2),
     Case((64, 256, 4, 4), (512, 256, 3, 3), stride=2),
     Case((128, 64, 16, 16), (256, 64, 1, 1), padding=0),

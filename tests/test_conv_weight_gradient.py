@@ -15,6 +15,8 @@ CASES = [
     (ways._by_pixels, 4, 6, 1, (3, 5), (2, 1), (1, 2), (1, 2)),
     (ways._by_pixels, 3, 5, 1, (2, 2), (3, 2), (0, 1), (2, 1)),
     (ways._by_pixels, 4, 6, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
+    (ways._by_taps, 4, 6, 1, (3, 5), (1, 1), (1, 2), (1, 2)),
+    (ways._by_taps, 3, 5, 1, (2, 2), (1, 1), (0, 1), (2, 1)),
     (ways._by_products, 4, 6, 2, (3,), (2,), (1,), (2,)),
     (ways._by_products, 4, 6, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
 ]
@@ -41,30 +43,45 @@ def assert_gives_the_gradient(case, memory_format=torch.contiguous_format):
     torch.testing.assert_close(gradient.reshape(weight.shape), expected)
 
 
+LAYOUTS = pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=str
+)
+
+
 @pytest.mark.parametrize("at_a_time", [1, 200, 3000])  # a line, some lines, some samples
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@LAYOUTS
 def test_by_pixels_in_blocks(at_a_time, memory_format, monkeypatch):
     monkeypatch.setattr(ways, "_WINDOWS", at_a_time)
     case = (ways._by_pixels, 4, 6, 1, (3, 5), (2, 1), (1, 2), (1, 2))
     assert_gives_the_gradient(case, memory_format)
 
 
-SUITABLE = [  # in- and out-channels, kernel, stride
-    (128, 128, 3, 1),
-    (64, 128, 3, 2),
+@pytest.mark.parametrize("at_a_time", [1, 4000])  # a sample, two of three
+@LAYOUTS
+def test_by_taps_in_blocks(at_a_time, memory_format, monkeypatch):
+    monkeypatch.setattr(ways, "_GRIDS", at_a_time)
+    case = (ways._by_taps, 4, 6, 1, (3, 5), (1, 1), (1, 2), (1, 2))
+    assert_gives_the_gradient(case, memory_format)
+
+
+SUITABLE = [  # way, in- and out-channels, kernel, stride, size, memory format
+    ("_by_pixels", 128, 128, 3, 1, 6, torch.contiguous_format),
+    ("_by_pixels", 64, 128, 3, 2, 6, torch.contiguous_format),
+    ("_by_taps", 16, 24, 3, 1, 23, torch.channels_last),
 ]
 
 
 @pytest.mark.parametrize("case", SUITABLE, ids=str)
-def test_where_channels_are_many(case, monkeypatch):
-    """By pixels in a plain backward pass; in others by rows, which can be differentiated."""
-    in_channels, out_channels, kernel, stride = case
-    input = torch.randn(2, in_channels, 6, 6, dtype=torch.float64)
+def test_where_it_pays(case, monkeypatch):
+    """In a plain backward pass; in others by a way that can be differentiated."""
+    name, in_channels, out_channels, kernel, stride, size, memory_format = case
+    input = torch.randn(2, in_channels, size, size, dtype=torch.float64)
+    input = input.contiguous(memory_format=memory_format)
     weight = torch.randn(out_channels, in_channels, kernel, kernel, dtype=torch.float64) / 30
     weight.requires_grad_()
     taken = []
-    by_pixels = ways._by_pixels
-    monkeypatch.setattr(ways, "_by_pixels", lambda *args: taken.append(1) or by_pixels(*args))
+    way = getattr(ways, name)
+    monkeypatch.setattr(ways, name, lambda *args: taken.append(1) or way(*args))
 
     def results(f, create_graph):
         loss = (f(input, weight, stride=stride, padding=1) ** 3).sum()

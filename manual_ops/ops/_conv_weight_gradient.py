@@ -1,4 +1,4 @@
-"""The weight gradient of a convolution: one sum, handed to forward kernels in five ways.
+"""The weight gradient of a convolution: one sum, handed to forward kernels in six ways.
 
            dL/dW[o, i, k] = sum_{n, u} dL/dy[n, o, u] x[n, i, s u + d k - P]          (see conv.py)
 
@@ -6,21 +6,24 @@ Read literally this is a convolution of x with dL/dy as kernel: n the summed cha
 u the kernel position, k the output position, stride s and dilation d exchanged. With an output of
 only K x K positions it leaves most of a CPU's vector units idle. The sum may be cut up
 differently, exactly. Time over that of ATen's kernel, on one thread of an AVX2 CPU
-(``python -m benchmarks.conv_weight_gradient``):
+(``python -m benchmarks.conv_weight_gradient --threads 1``):
 
     kernel                              literally   as below
     3x3, 64 to 128, 16x16, batch 64        1.2        1.2     by rows
-    the same with channels last            1.4        1.0     by pixels
-    3x3, 512 to 512, 4x4, batch 64         0.4        0.5     by pixels
-    3x3 stride 2, 64 to 128, batch 32      2.0        1.4     by pixels
-    3x3 stride 2, 256 to 512, 4x4          1.1        0.4     by pixels
-    1x1, 64 to 256, 16x16, batch 128       3.7        0.8     by products
-    3x3, 3 to 16, 32x32, batch 128         2.7        2.1     by products
-    3x3, 3 to 64, 32x32, batch 64          3.4        1.0     by products
-    5x5, 1 to 16, 28x28, batch 128         0.5        0.6     by products
-    3x3 depthwise, 64, 16x16, batch 64     8.9        1.1     by planes
+    the same with channels last            1.2        0.9     by pixels
+    3x3, 512 to 512, 4x4, batch 64         0.4        0.4     by pixels
+    3x3, 32 to 32, 32x32, channels last    1.6        1.0     by taps
+    the same of 16x16                      1.4        1.4     literally
+    3x3 stride 2, 64 to 128, batch 32      2.1        1.5     by pixels
+    3x3 stride 2, 256 to 512, 4x4          1.0        0.4     by pixels
+    1x1, 64 to 256, 16x16, batch 128       3.9        0.9     by products
+    3x3, 3 to 16, 32x32, batch 128         3.3        1.8     by products
+    3x3, 3 to 64, 32x32, batch 64          3.5        1.1     by products
+    5x5, 1 to 16, 28x28, batch 128         0.6        0.6     by products
+    3x3 depthwise, 64, 16x16, batch 64     9.1        1.1     by planes
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -32,6 +35,7 @@ from .._layout import channels_moved_last, is_channels_last, laid_out
 from .._modes import may_overwrite
 
 _WINDOWS = 1 << 21  # elements in a block of ``_by_pixels``, some megabytes
+_GRIDS = 1 << 19  # elements in a block of ``_by_taps``, which are read once for each tap
 _MANY_POSITIONS = 64  # of an output, for a product of matrices of each sample to be worth its size
 
 
@@ -53,15 +57,19 @@ def weight_gradient(
     overlap = taps * positions / math.prod(input.shape[2:])
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
+    channels_last = is_channels_last(input)
+    few_together = sums_apart and channels_last and overlap >= 3 and out_channels < 128
     if in_channels == 1 and out_channels == groups:
         way = _by_planes
+    elif groups == 1 and sums_apart and _suits_taps(grad_output, input, geometry):
+        way = _by_taps
     elif groups == 1 and sums_apart and _suits_pixels(grad_output, input, weight_shape, overlap):
         way = _by_pixels
     elif sums_apart and (
         len(kernel) == 1 or in_channels < 16 or (overlap < 3 and positions >= _MANY_POSITIONS)
     ):
         way = _by_products
-    elif in_channels < 32 and taps >= 25:  # K x K positions enough to fill vectors
+    elif few_together or (in_channels < 32 and taps >= 25):  # K x K positions fill vectors
         way = _literally
     else:
         way = _by_rows
@@ -122,7 +130,7 @@ def _suits_pixels(
     if not plain or len(kernel) != 2 or taps > 9:
         return False
     if is_channels_last(input):
-        return in_channels >= 32
+        return in_channels >= 32 and (out_channels >= 128 or overlap < 3)
     # Channels are moved first, which has to pay.
     enough = 64 if overlap < 3 else 128
     pays = taps > 1 or positions < _MANY_POSITIONS
@@ -154,6 +162,48 @@ def _by_pixels(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: 
             gradient = rows @ columns if gradient is None else gradient.addmm_(rows, columns)
     assert gradient is not None
     return gradient.reshape(-1, *windows.shape[1 + dims :]).movedim(-1, 1)
+
+
+def _suits_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry) -> bool:
+    taps, positions = math.prod(geometry.kernel), math.prod(grad_output.shape[2:])
+    return (
+        input.is_cpu
+        and may_overwrite(grad_output)
+        and len(geometry.kernel) == 2
+        and 1 < taps <= 9
+        and geometry.stride == (1, 1)
+        and is_channels_last(input)
+        and 16 <= input.shape[1] <= 64
+        and grad_output.shape[1] <= 64
+        and positions >= 512
+    )
+
+
+def _by_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
+    """A product of matrices over n and u for each k, of one group without strides, in eager code.
+
+        (o; n *u) x (n *u; i)
+
+    With the channels last, and dL/dy filled up by zeros to the size of the padded x, the pixels
+    that belong together at k are everywhere the same distance apart in memory. So nothing is
+    copied but what is padded, some samples at a time.
+    """
+    assert groups == 1
+    (kernel, _stride, padding, dilation), channels = geometry, input.shape[1]
+    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    height, width = (u + r for u, r in zip(grad_output.shape[2:], reach, strict=True))
+    images, pixels = channels_moved_last(input), channels_moved_last(laid_out(grad_output, True))
+    around = (0, 0, padding[1], padding[1], padding[0], padding[0])
+    gradient = input.new_zeros(*kernel, pixels.shape[-1], channels)
+    samples = max(_GRIDS // (height * width * (channels + pixels.shape[-1])), 1)
+    for first in range(0, images.shape[0], samples):
+        some = slice(first, first + samples)
+        x = pad(images[some], around).reshape(-1, channels)
+        g = pad(pixels[some], (0, 0, 0, reach[1], 0, reach[0])).reshape(-1, pixels.shape[-1])
+        for row, column in itertools.product(*map(range, kernel)):
+            distance = row * dilation[0] * width + column * dilation[1]
+            gradient[row, column].addmm_(g[: len(g) - distance].mT, x[distance:])
+    return gradient.permute(2, 3, 0, 1)
 
 
 def _by_rows(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: int) -> Tensor:
