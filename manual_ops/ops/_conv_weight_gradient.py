@@ -57,13 +57,13 @@ def weight_gradient(
     overlap = taps * positions / math.prod(input.shape[2:])
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
-    channels_last = is_channels_last(input)
-    few_together = sums_apart and channels_last and overlap >= 3 and out_channels < 128
+    plain = sums_apart and input.is_cpu and may_overwrite(grad_output)
+    few_together = plain and is_channels_last(input) and overlap >= 3 and out_channels < 128
     if in_channels == 1 and out_channels == groups:
         way = _by_planes
-    elif groups == 1 and sums_apart and _suits_taps(grad_output, input, geometry):
+    elif groups == 1 and plain and _suits_taps(grad_output, input, geometry):
         way = _by_taps
-    elif groups == 1 and sums_apart and _suits_pixels(grad_output, input, weight_shape, overlap):
+    elif groups == 1 and plain and _suits_pixels(grad_output, input, weight_shape, overlap):
         way = _by_pixels
     elif sums_apart and (
         len(kernel) == 1 or in_channels < 16 or (overlap < 3 and positions >= _MANY_POSITIONS)
@@ -126,8 +126,7 @@ def _suits_pixels(
 ) -> bool:
     out_channels, in_channels, *kernel = weight_shape
     taps, positions = math.prod(kernel), math.prod(grad_output.shape[2:])
-    plain = input.device.type == "cpu" and may_overwrite(grad_output)
-    if not plain or len(kernel) != 2 or taps > 9:
+    if len(kernel) != 2 or taps > 9:
         return False
     if is_channels_last(input):
         return in_channels >= 32 and (out_channels >= 128 or overlap < 3)
@@ -167,9 +166,7 @@ def _by_pixels(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: 
 def _suits_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry) -> bool:
     taps, positions = math.prod(geometry.kernel), math.prod(grad_output.shape[2:])
     return (
-        input.is_cpu
-        and may_overwrite(grad_output)
-        and len(geometry.kernel) == 2
+        len(geometry.kernel) == 2
         and 1 < taps <= 9
         and geometry.stride == (1, 1)
         and is_channels_last(input)
