@@ -57,6 +57,7 @@ def weight_gradient(
     overlap = taps * positions / math.prod(input.shape[2:])
     # Half precision would be rounded once for each term that is summed outside the kernel.
     sums_apart = input.element_size() >= 4
+    # Where products of matrices may be summed in place.
     plain = sums_apart and input.is_cpu and may_overwrite(grad_output)
     few_together = plain and is_channels_last(input) and overlap >= 3 and out_channels < 128
     if in_channels == 1 and out_channels == groups:
@@ -181,14 +182,15 @@ def _by_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: in
 
         (o; n *u) x (n *u; i)
 
-    With the channels last, and dL/dy filled up by zeros to the size of the padded x, the pixels
-    that belong together at k are everywhere the same distance apart in memory. So nothing is
-    copied but what is padded, some samples at a time.
+    With the channels last, and dL/dy filled up by zeros to the size of the padded x, of width V,
+    pixel u is number u1 V + u2 in both, and the pixel u + d k of x, which k pairs it with, stands
+    d1 k1 V + d2 k2 further on, for all u. So nothing is copied but what is padded, some samples at
+    a time.
     """
     assert groups == 1
     (kernel, _stride, padding, dilation), channels = geometry, input.shape[1]
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    height, width = (u + r for u, r in zip(grad_output.shape[2:], reach, strict=True))
+    height, width = (size + 2 * p for size, p in zip(input.shape[2:], padding, strict=True))
     images, pixels = channels_moved_last(input), channels_moved_last(laid_out(grad_output, True))
     around = (0, 0, padding[1], padding[1], padding[0], padding[0])
     gradient = input.new_zeros(*kernel, pixels.shape[-1], channels)

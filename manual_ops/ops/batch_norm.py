@@ -57,6 +57,10 @@ class _TrainingBatchNorm(Function):
         momentum: float,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return y, m, r and the unbiased variance, with which the caller moves the statistics.
+
+        The running ones are here for ``fused_training``, whose kernel moves them itself.
+        """
         x, n = widen(input), positions(input)
         variance, mean = torch.var_mean(x, over_positions(x), correction=0)
         rstd = torch.rsqrt(variance + eps)

@@ -31,8 +31,9 @@ def _fused(
     input: Tensor, shape: Groups, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Normalisation.forward`` by ATen's kernel, whose own derivatives are not used."""
-    if input.device.type == "cpu":  # then it keeps the statistics in float32
-        weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+    if input.is_cpu:  # then it keeps the statistics in float32
+        weight = None if weight is None else widen(weight)
+        bias = None if bias is None else widen(bias)
     input = laid_out(input, is_channels_last(input))
     # Torch 2.13 reads strided parameters as if contiguous, and takes no bias without a weight.
     if weight is None and bias is not None:
