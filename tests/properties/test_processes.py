@@ -1,6 +1,7 @@
 """Threads that run forward and backward at once, and processes that were forked or spawned."""
 
 import multiprocessing
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from tests.harness import on_differentiable, random_like, subject
 
 DETERMINISTIC = [case for case in CASES if not case.random]  # threads share one generator
 WORKERS = 4
+Numbers = list[list[list[float]]]  # of every case's tensors
 
 
 def results(case: OpCase, seed: int) -> list[Tensor]:
@@ -22,7 +24,7 @@ def results(case: OpCase, seed: int) -> list[Tensor]:
     return [output.detach(), *found]
 
 
-def all_results(seed: int) -> list[list[list[float]]]:
+def all_results(seed: int) -> Numbers:
     """Those of all cases, as numbers that any process can be sent."""
     torch.set_num_threads(1)
     return [[t.flatten().tolist() for t in results(case, seed)] for case in DETERMINISTIC]
@@ -88,13 +90,27 @@ def test_threads_keep_grad_mode_and_autocast_apart() -> None:
         assert output.requires_grad == (call is differentiated)
 
 
-# From Python 3.12 on, fork warns where there are threads.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def pool(method: str, workers: int) -> ProcessPoolExecutor:
+    """Processes that were forked or spawned."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+
+
+def here_and_in_two_processes(method: str) -> tuple[list[Numbers], list[Numbers]]:
+    """All results of two seeds, in this process, and then in two that it starts."""
+    with pool(method, 2) as processes, warnings.catch_warnings():
+        # From Python 3.12 on, fork warns where there are threads.
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        here = [all_results(seed) for seed in (0, 1)]
+        return here, list(processes.map(all_results, (0, 1), timeout=120))
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes(method: str) -> None:
-    """Two processes give what this one gives, after it has run backward itself."""
-    expected = [all_results(seed) for seed in (0, 1)]
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        found = list(pool.map(all_results, (0, 1), timeout=120))
-    assert found == expected
+    """Two processes give what the one that starts them gives, after it has run backward itself.
+
+    A new process starts them: one whose first backward comes after something was compiled cannot
+    fork on a machine without a GPU, as PyTorch's engine has then started a thread for one.
+    """
+    with pool("spawn", 1) as process:
+        here, there = process.submit(here_and_in_two_processes, method).result(timeout=300)
+    assert there == here
