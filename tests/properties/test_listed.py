@@ -169,7 +169,11 @@ def test_huge_and_tiny_values(case: OpCase, factor: float) -> None:
             arguments[name] = arguments[name] * factor
     ours, theirs = (results(case, op, arguments) for op in (subject(case), case.reference))
     for name, found, expected in zip(("output", *case.differentiable), ours, theirs, strict=True):
-        assert close(found, expected), (name, found, expected)
+        if factor > 1 and case.op == "scaled_dot_product_attention" and name in ("query", "key"):
+            # All weight is on one key: products of value and key cancel but for their rounding.
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-14 * factor**2)
+        else:
+            assert close(found, expected), (name, found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
