@@ -44,18 +44,7 @@ def test_rectifier_in_place_behind_a_layer() -> None:
     torch.testing.assert_close(found.as_subclass(Tensor), layers(x), rtol=0, atol=0)
 
 
-unrolled = pytest.mark.xfail(
-    strict=True, raises=torch._dynamo.exc.UserError, reason="its chunks are unrolled"
-)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=name, marks=unrolled if name == "LinearCrossEntropyLoss" else ())
-        for name, case in FIRST_CASES.items()
-    ],
-)
+@each_module
 def test_export_of_any_batch_size(case: ModuleCase) -> None:
     inputs = tuple(torch.cat([x, x]) for x in case.sample())
     dims = tuple({0: torch.export.Dim(f"from_{len(x)}", min=2)} for x in inputs)

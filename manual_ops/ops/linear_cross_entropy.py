@@ -241,6 +241,8 @@ def _by_rows(function: Callable[..., Tensor], logits: Tensor, *, inplace: bool) 
 
 
 def _chunks(input: Tensor, rows: int) -> list[slice]:
+    if torch.compiler.is_exporting():  # a graph for any number of rows
+        return [slice(None)]
     return [slice(start, start + rows) for start in range(0, max(len(input), 1), max(rows, 1))]
 
 
@@ -269,8 +271,8 @@ def linear_cross_entropy(
     The same as ``cross_entropy(linear(input, linear_weight, linear_bias), target, ...)`` without
     the N x C logits: for class indices they are computed a chunk of rows at a time. Where the loss
     is reduced, its gradient takes no more products of matrices than those two ops take. A second
-    derivative, ``torch.func`` and targets other than class indices do hold the logits. Compiled or
-    exported, the chunks are unrolled, for one number of samples.
+    derivative, ``torch.func`` and targets other than class indices do hold the logits. Compiled, the
+    chunks are unrolled, for one number of samples; exported, for any number, there is one chunk.
 
     Args:
         input: ``(N, in_features)`` or ``(in_features,)``.
@@ -325,8 +327,9 @@ def linear_cross_entropy(
     in_forward = (
         reduction != "none"
         and widen(input_) is input_
-        and input_.numel() + weight_.numel() <= len(input_) * classes
         and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_exporting()  # a graph for any number of rows
+        and input_.numel() + weight_.numel() <= len(input_) * classes
     )
     result = _linear_cross_entropy(
         input_,
