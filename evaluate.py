@@ -3,8 +3,9 @@
     python evaluate.py runs/NAME                          # the test set: rewrites its report.html
     python evaluate.py runs/NAME --split validation
     python evaluate.py runs/NAME --dataset folder --data-dir D
+    python evaluate.py runs/NAME --test-flip True         # mirror images averaged in
 
-A report on anything but the run's own test set goes into a folder of its own below the run's.
+A report on anything but the run's own test goes into a folder of its own below the run's.
 """
 
 import dataclasses
@@ -42,6 +43,9 @@ class Arguments:
 
     data_dir: Path | None = None
     """Another directory of the data set than the run's."""
+
+    test_flip: bool | None = None
+    """Average the logits of each image and its mirror image; by default as the run did."""
 
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
@@ -87,7 +91,7 @@ def test(trained: Trained, arguments: Arguments) -> Results:
         model=trained.model,
         raw=split.inputs,
         evaluation=evaluation,
-        evaluated=f"{arguments.split} set of {config.data_name}",
+        evaluated=evaluated(trained, arguments),
         curves=read_curves(arguments.run_dir),
         metrics=trained.metrics,
     )
@@ -96,16 +100,18 @@ def test(trained: Trained, arguments: Arguments) -> Results:
 def data_config(trained: Trained, arguments: Arguments) -> Config:
     """Return the run's settings, with the data set that the arguments name."""
     config, shape = trained.config, trained.inputs.input_shape
-    data_dir = arguments.data_dir or config.data_dir
-    if is_own_data(config, arguments):
-        return dataclasses.replace(config, data_dir=data_dir)
+    flip = config.test_flip if arguments.test_flip is None else arguments.test_flip
+    config = dataclasses.replace(
+        config, data_dir=arguments.data_dir or config.data_dir, test_flip=flip
+    )
+    if is_own_data(trained.config, arguments):
+        return config
     dataset = arguments.dataset or config.dataset
     # Image files come in any size.
     square = dataset == "folder" and len(shape) == 3 and shape[1] == shape[2]
     return dataclasses.replace(
         config,
         dataset=dataset,
-        data_dir=data_dir,
         image_size=shape[1] if square else None,
         augment=False,
         limit_train=None,
@@ -124,12 +130,21 @@ def is_own_data(config: Config, arguments: Arguments) -> bool:
     return arguments.data_dir.resolve() == config.data_dir.resolve()
 
 
+def evaluated(trained: Trained, arguments: Arguments) -> str:
+    """Return what is tested, and how if not as the run did."""
+    config, how = data_config(trained, arguments), ""
+    if config.test_flip != trained.config.test_flip:
+        how = " with mirror images" if config.test_flip else " without mirror images"
+    return f"{arguments.split} set of {config.data_name}{how}"
+
+
 def default_output(trained: Trained, arguments: Arguments) -> Path:
-    """Return the run's own folder for its own test set, else one below it."""
-    if arguments.split == "test" and is_own_data(trained.config, arguments):
+    """Return the run's own folder for its own test, else one below it."""
+    as_the_run = arguments.test_flip in (None, trained.config.test_flip)
+    if arguments.split == "test" and as_the_run and is_own_data(trained.config, arguments):
         return arguments.run_dir
-    name = f"{arguments.split} set of {data_config(trained, arguments).data_name}"
-    return arguments.run_dir / run_folder.EVALUATIONS / name.replace(" ", "-")
+    name = evaluated(trained, arguments).replace(" ", "-")
+    return arguments.run_dir / run_folder.EVALUATIONS / name
 
 
 if __name__ == "__main__":

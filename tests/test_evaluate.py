@@ -151,6 +151,18 @@ class TestEvaluate:
         assert (folder / "figures" / "confusion_matrix.png").exists()
         assert (run_dir / "report.html").read_bytes() == before
 
+    def test_mirror_images_averaged_in_or_not(self, run_dir):
+        before = (run_dir / "metrics.json").read_bytes()
+        (run_dir / "report.html").unlink()
+        assert evaluate.main([str(run_dir), "--test-flip", "True"]) == 0
+        folder = run_dir / "evaluations" / "test-set-of-digits-with-mirror-images"
+        found = json.loads((folder / "metrics.json").read_text())
+        assert found["loss"] != json.loads(before)["test_loss"]
+        assert not (run_dir / "report.html").exists()
+        assert evaluate.main([str(run_dir), "--test-flip", "False"]) == 0  # as the run did
+        assert (run_dir / "report.html").exists()
+        assert (run_dir / "metrics.json").read_bytes() == before
+
     def test_a_data_set_that_was_moved_is_still_the_runs_own(self, run_dir):
         (run_dir / "report.html").unlink()
         assert evaluate.main([str(run_dir), "--data-dir", "elsewhere"]) == 0
@@ -184,6 +196,7 @@ class TestEvaluate:
             ("--dataset moons", "trained on inputs of shape (1, 8, 8), this data set has (2,)"),
             ("--dataset folder --data-dir none", "is not a directory"),
             ("--device abacus", "--device abacus is not available here"),
+            ("--dataset moons --test-flip True", "--test-flip needs images, which moons has not"),
             ("--output /dev/null/out", "/dev/null/out"),
         ],
     )

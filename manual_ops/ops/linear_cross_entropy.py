@@ -271,8 +271,8 @@ def linear_cross_entropy(
     The same as ``cross_entropy(linear(input, linear_weight, linear_bias), target, ...)`` without
     the N x C logits: for class indices they are computed a chunk of rows at a time. Where the loss
     is reduced, its gradient takes no more products of matrices than those two ops take. A second
-    derivative, ``torch.func`` and targets other than class indices do hold the logits. Compiled, the
-    chunks are unrolled, for one number of samples; exported, for any number, there is one chunk.
+    derivative, ``torch.func`` and targets other than class indices do hold the logits. Compiled,
+    the chunks are unrolled, for one number of samples; exported, for any number, there is one.
 
     Args:
         input: ``(N, in_features)`` or ``(in_features,)``.
