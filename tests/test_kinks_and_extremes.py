@@ -129,7 +129,7 @@ def test_slope_far_from_0(
     op: Callable[..., Tensor], create_graph: bool, dtype: torch.dtype
 ) -> None:
     """It comes to 1 and to 0, by neither formula with cancellation or overflow on the way."""
-    far = torch.tensor([60.0, 100, 1000, 1e8, 1e14, 1e18], dtype=dtype)
+    far = torch.tensor([60.0, 100, 1000, 1e8, 1e14, 1e18, 1e20, 1e30], dtype=dtype)
     x = torch.cat([far, -far]).requires_grad_()
     (slope,) = torch.autograd.grad(op(x).sum(), x, create_graph=create_graph)
     torch.testing.assert_close(slope, (x > 0).to(dtype))
@@ -165,6 +165,27 @@ def test_cross_entropy_of_huge_logits_is_finite(
         expected = torch_functional.cross_entropy(x, target, **options)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(found, gradient(expected, x))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("op", ["nll_loss", "cross_entropy", "linear_cross_entropy"])
+def test_labels_of_one_byte_that_equal_the_ignored_index_modulo_256(
+    op: str, create_graph: bool, reduction: str
+) -> None:
+    """-100 would be 156 in uint8: a class as good as the others."""
+    labels = torch.tensor([156, 3])
+    x = torch.randn(2, 200, requires_grad=True)
+    more = (torch.eye(200),) if op == "linear_cross_entropy" else ()
+    losses = [
+        getattr(F, op)(x, *more, target, reduction=reduction) for target in (labels, labels.byte())
+    ]
+    torch.testing.assert_close(losses[1], losses[0])
+    expected, found = (
+        torch.autograd.grad(loss.sum(), x, create_graph=create_graph)[0] for loss in losses
+    )
+    torch.testing.assert_close(found, expected)
+    assert expected[0, 156] < 0
 
 
 def test_cross_entropy_of_huge_logits_by_hand() -> None:

@@ -13,6 +13,7 @@ from manual_ops.check.diagnosis import Wrong
 from manual_ops.check.differences import Function, check_gradients, check_tangents, real
 from manual_ops.check.exam import Check, Exam, random_like
 from manual_ops.check.report import Row
+from manual_ops.check.subject import Subject
 
 Tensors = tuple[Tensor, ...]
 
@@ -139,8 +140,12 @@ def third_order(check: Check, exam: Exam) -> Iterator[Row]:
 
 
 def forward_mode(check: Check, exam: Exam) -> Iterator[Row]:
-    """Forward mode (``jvp``) against differences along a random direction."""
-    yield _forward(check, exam.precise, exam.precise.tensors, tangents)
+    """Forward mode (``jvp``) against differences: all inputs with tangents, then each alone."""
+    op = exam.precise
+    yield _forward(check, op, op.tensors, tangents)
+    if len(op.tensors) > 1:
+        for i, name in enumerate(op.tensor_names):
+            yield _forward(check, _of_one(op, i), (op.tensors[i],), tangents, f"{name} alone")
 
 
 def forward_over_reverse(check: Check, exam: Exam) -> Iterator[Row]:
@@ -196,6 +201,11 @@ def _reverse(check: Check, function: Function, point: Tensors, names: Sequence[s
     found = [g.detach() for g in gradients(function, leaves, cotangents)]
     findings = check_gradients(function, leaves, cotangents, found)
     return check.worst(zip(names, findings, strict=True))
+
+
+def _of_one(op: Subject, i: int) -> Function:
+    """``op`` as a function of its i-th tensor."""
+    return lambda tensor: op(*op.tensors[:i], tensor, *op.tensors[i + 1 :])
 
 
 def _forward(

@@ -24,7 +24,7 @@ added to dL/dW. A query that may attend to no key has W = 0 and o = 0, as in tor
 
 Memory: nothing of the size of P is saved, nor anything but the inputs. Backward computes P once
 more from them, a block of queries after another, so that it never holds the whole of it. (Torch's
-fused kernels work alike, and save the output and a normaliser for each query as well.) Dropout
+fused kernels work the same way, but save the output and a normaliser for each query as well.) Dropout
 does save a byte for each weight, as a draw cannot be repeated; and a derivative of the
 derivative keeps P.
 Source: Vaswani et al., Attention Is All You Need (2017), section 3.2.1; the recomputation by
@@ -140,7 +140,7 @@ class _Attention(Function):
         scaled = widen(query) * scale
         p = _probabilities(scaled, key, bias, is_causal)
         factors = (_dropout_factor(kept, dropout_p, p.dtype), attends)
-        scores_tangent: Any = 0 if mask_tangent is None else mask_tangent
+        scores_tangent = torch.zeros_like(p) if mask_tangent is None else mask_tangent
         if query_tangent is not None:
             scores_tangent = scores_tangent + widen(query_tangent) * scale @ widen(key).mT
         if key_tangent is not None:

@@ -2,8 +2,8 @@
 
 Index convention: ``n`` runs over all samples (batch and trailing dims), ``c`` over the C classes.
 x logits, p = softmax(x), lse[n] = log sum_c exp(x[n, c]), w class weights (1 without), e label
-smoothing. A target is a distribution m over classes, given as probabilities q, or as an index t,
-where it is one-hot:
+smoothing. m[n, c] is the factor of -log p[n, c] in the loss. It comes from probabilities q, or from
+an index t, one-hot d:
 
            m[n, c] = w[c] ((1 - e) q[n, c] + e / C)                probabilities
            m[n, c] = (1 - e) a[n] d[n, c] + (e / C) w[c] z[n]      index; a as in nll_loss.py
@@ -39,7 +39,14 @@ from .._modes import may_overwrite
 from .._precision import full_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 from ._refusal import no_tensor
-from .nll_loss import EXPECTS, class_dim, common_factor, divisor_of_mean, sample_factors
+from .nll_loss import (
+    EXPECTS,
+    class_dim,
+    common_factor,
+    divisor_of_mean,
+    is_counted,
+    sample_factors,
+)
 
 
 def index_losses(
@@ -53,7 +60,7 @@ def index_losses(
     if not smoothing:
         return losses
     everywhere = (log_p if weight is None else log_p * _along(dim, weight, log_p)).sum(dim)
-    valid = target != ignore_index
+    valid = is_counted(target, ignore_index)
     share = smoothing / max(log_p.shape[dim], 1)
     return (1 - smoothing) * losses - torch.where(valid, share * everywhere, 0)
 
@@ -94,7 +101,7 @@ def index_slope(
 
 
 def common_slope(p: Tensor, dim: int, target: Tensor, factor: float) -> Tensor:
-    """The same in ``p``, without smoothing, where ``common_factor`` is a number."""
+    """Return ``r[n] dl/dx[n, c]`` in ``p``, without smoothing, where ``common_factor`` gives r."""
     return p.scatter_(dim, target.long().unsqueeze(dim), -1, reduce="add").mul_(factor)
 
 
@@ -200,18 +207,19 @@ class _ProbabilityCrossEntropy(Function):
         if ctx.reduction == "none":
             factor = factor.unsqueeze(dim)
         grad_input = grad_target = grad_weight = None
+        if needs_input or needs_weight:
+            smoothed = _smoothed(target, ctx.smoothing, dim)
+        if needs_target or needs_weight:
+            r_log_p = factor * torch.log_softmax(x, dim)
         if needs_input:
-            mass = _smoothed(target, ctx.smoothing, dim)
-            if scale is not None:
-                mass = mass * scale
+            mass = smoothed if scale is None else smoothed * scale
             grad_input = _probability_slope(factor, x, mass, dim).to(input.dtype)
         if needs_target:
-            grad_target = (ctx.smoothing - 1) * factor * torch.log_softmax(x, dim)
+            grad_target = (ctx.smoothing - 1) * r_log_p
             if scale is not None:
                 grad_target = grad_target * scale
         if needs_weight:
-            smoothed = _smoothed(target, ctx.smoothing, dim)
-            grad_weight = _sum_but(dim, -factor * smoothed * torch.log_softmax(x, dim))
+            grad_weight = _sum_but(dim, -smoothed * r_log_p)
         return grad_input, grad_target, grad_weight, None, None
 
     @staticmethod

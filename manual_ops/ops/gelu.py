@@ -1,7 +1,7 @@
 """Gaussian error linear unit, exact and by the tanh approximation.
 
-Exact, with the normal distribution P(x) = (1 + erf(x / sqrt 2)) / 2 and its density
-p(x) = exp(-x^2 / 2) / sqrt(2 pi):
+Exact, with the standard normal distribution function P(x) = (1 + erf(x / sqrt 2)) / 2 and its
+density p(x) = exp(-x^2 / 2) / sqrt(2 pi):
 Forward:   y = x P(x)
 Backward:  dL/dx = dL/dy * (P(x) + x p(x))
 Tangent:   y' = x' * (P(x) + x p(x))
@@ -40,10 +40,10 @@ def _chain(tangent: Tensor, input: Tensor, approximate: str) -> Tensor:
     if approximate == "none":
         cdf = 0.5 + 0.5 * torch.erf(input * math.sqrt(0.5))
         return tangent * (cdf + input * torch.exp2(_LOG2_P0 + _RATE * input * input))
-    square = input * input
-    s = torch.sigmoid((_LINEAR + _CUBIC * square) * input)
-    # x s (1 - s) first: it is 0 where the slope of 2 u is so large that their product overflows
-    return tangent * (s + input * s * (1 - s) * (_LINEAR + 3 * _CUBIC * square))
+    x = input.clamp(-1e4, 1e4)  # beyond, s is 0 or 1, and the square of a larger x may overflow
+    square = x * x
+    s = torch.sigmoid((_LINEAR + _CUBIC * square) * x)
+    return tangent * (s + x * s * (1 - s) * (_LINEAR + 3 * _CUBIC * square))
 
 
 def _exact_in_place(tangent: Tensor, input: Tensor, out: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ _gelu = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    """Apply ``x P(x)``, P the normal distribution; drop-in for :func:`torch.nn.functional.gelu`.
+    """Apply ``x P(x)``, P the normal distribution's; drop-in for :func:`torch.nn.functional.gelu`.
 
     Args:
         input: Any shape, floating dtype.

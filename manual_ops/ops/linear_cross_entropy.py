@@ -2,13 +2,13 @@
 
 Index convention: ``n`` samples, ``i`` features, ``c`` the C classes. x input, W and b weight and
 bias of the affine map, z its output, the logits; t class indices; w, e, a[n], m[n, c], p and l[n]
-as in ``cross_entropy``, N the sum of all a[n].
+as in ``cross_entropy``, D the sum of all a[n].
 
 Forward:   z[n, c]     = sum_i x[n, i] W[c, i] + b[c]
            l[n]        = -sum_c m[n, c] log p[n, c],  p = softmax(z)
-           y           = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / N (mean)
+           y           = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / D (mean)
 Backward:  s[n, c]     = r[n] (p[n, c] sum_k m[n, k] - m[n, c])
-           r[n]        = dL/dy[n] (none), dL/dy (sum) or dL/dy / N (mean)
+           r[n]        = dL/dy[n] (none), dL/dy (sum) or dL/dy / D (mean)
            dL/dx[n, i] = sum_c s[n, c] W[c, i]
            dL/dW[c, i] = sum_n s[n, c] x[n, i]
            dL/db[c]    = sum_n s[n, c]
@@ -44,7 +44,7 @@ from .._precision import autocasts, lower_precision, widen
 from ._loss import refuse_grad, resolve_reduction
 from .cross_entropy import common_slope, cross_entropy, index_losses, index_slope
 from .linear import linear
-from .nll_loss import common_factor, divisor_of_mean, sample_factors
+from .nll_loss import common_factor, divisor_of_mean, is_counted, sample_factors
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -151,7 +151,7 @@ def _scaled(ctx: Any, grad_output: Tensor, saved: Sequence[Any]) -> list[Tensor 
     scale = grad_output
     if reduction == "mean":  # with no sample to count, 0 instead of 0 / 0, as in torch
         scale = scale / divisor_of_mean(target, weight, ignore_index)
-        scale = torch.where((target != ignore_index).any(), scale, 0)
+        scale = torch.where(is_counted(target, ignore_index).any(), scale, 0)
     times = Tensor.mul if _is_kept() else Tensor.mul_
     return [times(next(gradients), scale) if there else None for there in ctx.summed]
 
@@ -219,7 +219,7 @@ class _Gradients:
                 self.weight.add_(slope.mT @ x)
 
     def totals(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Those wanted; None for the others."""
+        """Return the gradients that are wanted, None for the others."""
         return _joined(self.input) if self.input else None, self.weight, self.bias
 
 

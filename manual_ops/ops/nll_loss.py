@@ -7,7 +7,7 @@ Forward:   l[n] = -a[n] x[n, t[n]]
            y = l (reduction none), sum_n l[n] (sum) or (sum_n l[n]) / sum_n a[n] (mean)
 Backward:  dL/dx[n, c] = -r[n] a[n] if c = t[n] else 0
            r[n] = dL/dy[n] (none), dL/dy (sum) or dL/dy / sum_k a[k] (mean)
-Tangent:   l'[n] = -a[n] x'[n, t[n]], reduced alike
+Tangent:   l'[n] = -a[n] x'[n, t[n]], reduced like l
 
 Only the target is saved, not the input. Source: Bishop, Pattern Recognition and Machine
 Learning (2006), equation 4.108.
@@ -35,6 +35,11 @@ def class_dim(input: Tensor) -> int:
     return 1 if input.dim() > 1 else 0
 
 
+def is_counted(target: Tensor, ignore_index: int) -> Tensor:
+    """Return whether each t[n] is not the ignored index; in uint8, -100 would be 156."""
+    return target.long() != ignore_index
+
+
 def sample_factors(
     grad_output: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +47,7 @@ def sample_factors(
 
     ``grad_output`` is dL/dy; 1 gives what a tangent is reduced with.
     """
-    valid = target != ignore_index
+    valid = is_counted(target, ignore_index)
     index = torch.where(valid, target, 0).long()
     counted = _counted(index, valid, weight)
     if reduction == "mean":
@@ -68,14 +73,14 @@ def common_factor(
 
 def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Return the sum of a[n], given the weight of each class."""
-    valid = target != ignore_index
+    valid = is_counted(target, ignore_index)
     if weight is None:
         return valid.sum()
     return _counted(torch.where(valid, target, 0).long(), valid, weight).sum()
 
 
 def _counted(index: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-    """Return a[n]; by choice, not by product: an ignored sample's weight may be no number."""
+    """Return a[n]; by torch.where, as the weight of class 0, looked up if ignored, may be NaN."""
     return valid if weight is None else torch.where(valid, widen(weight)[index], 0)
 
 
@@ -104,15 +109,14 @@ class _NLLLoss(Function):
         target, weight = ctx.saved_tensors
         if 0 in ctx.input_shape:  # no class, and no place for the index that stands for ignored
             return grad_output.new_zeros(ctx.input_shape), None, None, None, None
-        dim = 1 if len(ctx.input_shape) > 1 else 0
+        zeros = grad_output.new_zeros(ctx.input_shape)
+        dim = class_dim(zeros)
         settings = target, weight, ctx.ignore_index, ctx.reduction
         factor = common_factor(grad_output, *settings)
         if factor is not None:
-            zeros = grad_output.new_zeros(ctx.input_shape)
             zeros.scatter_(dim, target.long().unsqueeze(dim), -factor)
             return zeros, None, None, None, None
         index, _factor, scale = sample_factors(widen(grad_output), *settings)
-        zeros = grad_output.new_zeros(ctx.input_shape)
         scatter = Tensor.scatter_ if may_overwrite(grad_output) else Tensor.scatter
         values = -scale.to(zeros.dtype)
         grad_input = scatter(zeros, dim, index.unsqueeze(dim), values.unsqueeze(dim))

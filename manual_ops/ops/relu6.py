@@ -44,7 +44,8 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
         inplace: Also write the result into ``input`` and return that.
 
     Returns:
-        Same shape and dtype as ``input``. The derivative at 0 and at 6 is 0.
+        Same shape and dtype as ``input``. The derivative at 0 and at 6 is 0, at NaN 1
+        (torch: 0 or 1, by kernel).
 
     Raises:
         TypeError: ``input`` is no tensor.

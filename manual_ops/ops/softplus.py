@@ -5,7 +5,8 @@ Backward:  dL/dx = dL/dy * sigmoid(b x),  and dL/dy where b x > threshold
 Tangent:   y' = x' * sigmoid(b x),  and x' where b x > threshold
 
 From dy/dx = b exp(b x) / (1 + exp(b x)) / b = sigmoid(b x). Above the threshold, where exp could
-overflow and log(1 + exp(b x)) equals b x to rounding, the function is the identity.
+overflow, the function is taken to be the identity, as in torch; at the default of 20 it is that to
+the rounding of float32 (log(1 + exp(20)) is 2e-9 more than 20).
 Source: Dugas et al., Incorporating Second-Order Functional Knowledge (2001).
 """
 
