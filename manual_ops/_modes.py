@@ -36,7 +36,7 @@ def forward_ad_active() -> bool:
     return forward_ad._current_level >= 0
 
 
-def kept(build: Callable[..., Table]) -> Callable[..., Table]:
+def cached_table(build: Callable[..., Table]) -> Callable[..., Table]:
     """Keep the constant tensors that ``build`` makes of a few hashable arguments.
 
     Not where they would be more than numbers: traced, mapped, faked or made in inference mode.

@@ -87,5 +87,5 @@ def _autocasts(device_type: str) -> bool:
 
 
 def _device_type(tensors: tuple[Tensor | None, ...]) -> str:
-    # What is no tensor at all is left for the op to refuse.
+    # What is not a Tensor at all is left for the op to refuse.
     return next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")

@@ -99,7 +99,7 @@ class Tracer(fx.Tracer):
         return super().create_node(kind, target, *args, **kwargs)
 
     def get_fresh_qualname(self, prefix: str) -> str:
-        """Refuse to keep a value for the graph, which is all that asks for a name."""
+        """Refuse to keep a constant in the graph; nothing else asks for a name."""
         raise fx.proxy.TraceError("its code uses a tensor that is no attribute")
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

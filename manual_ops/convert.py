@@ -14,8 +14,8 @@ Order, where a model is also wrapped or rewritten by others:
 * ``fully_shard``: convert, then shard; or afterwards with ``inplace=True`` (a sharded model cannot
   be deep-copied). A layer that is sharded as a unit of its own has a class of its own by then and
   is left alone.
-* ``SyncBatchNorm.convert_sync_batchnorm``: first it, then convert; it builds torch.nn's layer from
-  any batch norm.
+* ``SyncBatchNorm.convert_sync_batchnorm``: call it first, then convert; it builds torch.nn's layer
+  from any batch norm.
 * ``parametrize.register_parametrization``: convert, then parametrise. A lazy layer: convert after
   the first forward has given it its class.
 * ``torch.fx`` (``create_feature_extractor``): trace, then convert the traced model; its tracer

@@ -176,10 +176,10 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
 # By what torch says, before that.
 _BY_MESSAGE: dict[str, str] = {
     r"incorrect number of gradients": (
-        "backward returns one gradient for each argument of forward, None for what is no tensor."
+        "backward returns one gradient for each argument of forward, None for what is not a Tensor."
     ),
     r"gradient different than None at position": (
-        "backward returns a gradient for an argument that is no tensor: return None there."
+        "backward returns a gradient for an argument that is not a Tensor: return None there."
     ),
     r"returned an invalid gradient": (
         "A gradient has its input's shape: sum over what was broadcast, transpose what was "

@@ -9,10 +9,11 @@ _INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def stop(tangent: Tensor, where: Tensor, *, out: Tensor) -> Tensor:
     """Write ``tangent`` to ``out`` where ``where`` is +0, and 0 elsewhere.
 
-    By shifting the bits of ``tangent``: by none they stay as they are, by as many as there are,
-    or more, nothing is left. That is exact, while a product with 0 turns an infinite or NaN
-    tangent into NaN; ``where`` and ``masked_fill`` take 15 times as long on CPU, where signs are
-    random and branches are guessed wrong.
+    The bits of ``where``, read as an integer, say how far those of ``tangent`` are shifted: by 0
+    for +0, which leaves them as they are; for any number that is not denormal by their number or
+    more, or by less than 0, which leaves nothing. That is exact, while a product with 0 turns an
+    infinite or NaN tangent into NaN; ``where`` and ``masked_fill`` take 15 times as long on CPU,
+    where signs are random and branches are guessed wrong.
 
     Args:
         tangent: Any shape, floating dtype.

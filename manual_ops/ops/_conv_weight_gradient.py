@@ -5,8 +5,10 @@
 Read literally this is a convolution of x with dL/dy as kernel: n the summed channel, i the batch,
 u the kernel position, k the output position, stride s and dilation d exchanged. With an output of
 only K x K positions it leaves most of a CPU's vector units idle. The sum may be cut up
-differently, exactly. Time over that of ATen's kernel, on one thread of an AVX2 CPU
-(``python -m benchmarks.conv_weight_gradient --threads 1``):
+differently, exactly. In the docstrings below (rows; columns) are matrices, multiplied by x, and
+(batch; channels; positions) images, convolved by *; a star before a letter stands for all spatial
+dims, letters side by side are merged into one dim. Time over that of ATen's kernel, on one thread
+of an AVX2 CPU (``python -m benchmarks.conv_weight_gradient --threads 1``):
 
     kernel                              literally   as below
     3x3, 64 to 128, 16x16, batch 64        1.2        1.2     by rows
@@ -185,7 +187,8 @@ def _by_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry, groups: in
     With the channels last, and dL/dy filled up by zeros to the size of the padded x, of width V,
     pixel u is number u1 V + u2 in both, and the pixel u + d k of x, which k pairs it with, stands
     d1 k1 V + d2 k2 further on, for all u. So nothing is copied but what is padded, some samples at
-    a time.
+    a time. The zeros meet pixels of x, too, that they have no part in: if one of those is infinite,
+    the gradient is NaN.
     """
     assert groups == 1
     (kernel, _stride, padding, dilation), channels = geometry, input.shape[1]

@@ -97,7 +97,7 @@ def bind_pointwise_loss(
     return bind(PointwiseLoss, expects, home=input_slope.__module__)
 
 
-def refuse_grad(op: str, **weights: Tensor | None) -> None:
+def check_constant_weights(op: str, **weights: Tensor | None) -> None:
     """Raise torch's error where a weight that has no gradient formula requires grad."""
     for name, weight in weights.items():
         if weight is not None and not isinstance(weight, Tensor):

@@ -41,7 +41,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Groups(NamedTuple):
-    """A shape that the input can be given; mean and variance are taken over the last two dims."""
+    """The shape the input is given; mean and variance are taken over its last two dims."""
 
     samples: int
     groups: int
@@ -58,7 +58,7 @@ class Needs(NamedTuple):
 
 
 class Normalisation(Function):
-    """Of an input in groups, with a weight and a bias for each channel; for two ops to bind."""
+    """Normalise groups of values, scale and shift each channel; what layer and group norm bind."""
 
     generate_vmap_rule = True
 
@@ -152,7 +152,7 @@ class Normalisation(Function):
 def check_parameters(
     op: str, why: str, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> None:
-    """Refuse a weight or bias that is no tensor, or of another shape than ``shape``."""
+    """Refuse a weight or bias that is not a Tensor, or of another shape than ``shape``."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
@@ -254,7 +254,7 @@ def _by_blocks(
     weight: Tensor | None,
     needs: Needs,
 ) -> Gradients:
-    """The same in plain eager code: by blocks of samples (see ``blockwise``), and in place."""
+    """Compute the gradients in plain eager code, by blocks of samples (see ``blockwise``)."""
     length = block_length(x)
     if length >= x.shape[0]:
         return of_block(widen(g), widen(x), mean, rstd, weight, needs, None)

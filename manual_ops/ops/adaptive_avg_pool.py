@@ -1,4 +1,4 @@
-"""Average over windows that divide the input evenly into a given number of parts.
+"""Average over a given number of windows, of nearly equal size, that cover the input.
 
 Index convention: ``u`` output position of U along one dim, ``q`` input position of Q. Window u
 holds the positions from floor(u Q / U) to ceil((u + 1) Q / U) - 1, z[u] of them; windows overlap
@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
-from .._modes import kept
+from .._modes import cached_table
 from .._precision import widen
 
 
@@ -75,7 +75,7 @@ def _spread(grad: Tensor, dim: int, size: int) -> Tensor:
     return torch.cat(sums, dim).index_select(dim, place)
 
 
-@kept
+@cached_table
 def _lengths_and_places(
     windows: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ added to dL/dW. A query that may attend to no key has W = 0 and o = 0, as in tor
 
 Memory: nothing of the size of P is saved, nor anything but the inputs. Backward computes P once
 more from them, a block of queries after another, so that it never holds the whole of it. (Torch's
-fused kernels work the same way, but save the output and a normaliser for each query as well.) Dropout
-does save a byte for each weight, as a draw cannot be repeated; and a derivative of the
+fused kernels work the same way, but save the output and a normaliser for each query as well.)
+Dropout does save a byte for each weight, as a draw cannot be repeated; and a derivative of the
 derivative keeps P.
 Source: Vaswani et al., Attention Is All You Need (2017), section 3.2.1; the recomputation by
 blocks: Dao et al., FlashAttention (2022), appendix B.
@@ -210,7 +210,7 @@ def _gradients(
 def _gradients_by_blocks(
     operands: Operands, settings: Settings, needs: Sequence[bool]
 ) -> Gradients:
-    """Compute the same without ever holding all the scores."""
+    """Compute Backward a block of queries after another, never holding all the scores."""
     query, key, *_ = operands
     _dropout_p, is_causal, _scale = settings
     blocks = list(_blocks(query, key, is_causal))
@@ -223,7 +223,7 @@ def _gradients_by_blocks(
     for sample, head, row, column in blocks:
         by_query, by_key = (sample, head, row), (sample, head, column)
         by_both = (sample, head, row, column)
-        indices = (by_query, by_key, by_key, *[by_both] * 3, by_query, by_both)
+        indices = (by_query, by_key, by_key, *[by_both] * 3, by_query, by_both)  # of Operands
         parts = [
             None if operand is None else _part(operand, index)
             for operand, index in zip(operands, indices, strict=True)
@@ -362,7 +362,7 @@ def scaled_dot_product_attention(
     Raises:
         RuntimeError: Shapes or dtypes do not fit each other; both ``attn_mask`` and
             ``is_causal``; ``dropout_p`` outside [0, 1]; heads that cannot be grouped.
-        TypeError: ``query``, ``key`` or ``value`` is no tensor.
+        TypeError: ``query``, ``key`` or ``value`` is not a Tensor.
     """
     output, _ = attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, need_weights=False
@@ -382,7 +382,7 @@ def attention(
     *,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Do the same, and return the weights W, ``(*, L, S)``, as well if asked for."""
+    """Attend as ``scaled_dot_product_attention``; also return W, ``(*, L, S)``, if asked for."""
     query, key, value, attn_mask = lower_precision(query, key, value, attn_mask)
     _check(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale

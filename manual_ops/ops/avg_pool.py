@@ -158,7 +158,7 @@ def avg_pool2d(
     Raises:
         IndexError: ``input`` of fewer than 3 dims.
         RuntimeError: Other shapes or settings that do not fit.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     kernel = as_tuple(kernel_size, 2)
     output: Tensor = _avg_pool2d(

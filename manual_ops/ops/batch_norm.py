@@ -14,10 +14,10 @@ Tangent:   m' = sum_n x' / N,  r' = -r^3 sum_n (x - m) x' / N
 Evaluation: m and v are the running statistics, constants, so dL/dx[n, c] = w r g[n, c] and
            m' = r' = 0
 
-Derivation of dL/dx in training: dm/dx[n] = 1/N, dr/dx[n] = -r^3 (x[n] - m)/N = -r^2 h[n]/N, and
-so dh[k]/dx[n] = r (delta_kn - 1/N) - r h[k] h[n]/N; multiply by w g[k] and sum over k.
-In the code h = centred * r with centred = x - m; the sums are taken over centred values, since
-sum g x - m sum g would cancel where m is large beside the deviation.
+Derivation of dL/dx in training, for one channel: dm/dx[n] = 1/N, dr/dx[n] = -r^3 (x[n] - m)/N =
+-r^2 h[n]/N, and so dh[k]/dx[n] = r (delta_kn - 1/N) - r h[k] h[n]/N; multiply by w g[k] and sum
+over k. In the code h = centred * r with centred = x - m: computed as sum g x - m sum g, the sum of
+g (x - m) would lose its digits where m is large beside the deviation.
 
 Second and higher orders: m and r are computed in forward and used in backward. Saved as
 constants they would give a wrong second derivative that first-order checks do not notice. They
@@ -59,7 +59,8 @@ class _TrainingBatchNorm(Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return y, m, r and the unbiased variance, with which the caller moves the statistics.
 
-        The running ones are here for ``fused_training``, whose kernel moves them itself.
+        The running ones and momentum are used by ``fused_training`` alone, which has the same
+        signature and lets ATen's kernel move them.
         """
         x, n = widen(input), positions(input)
         variance, mean = torch.var_mean(x, over_positions(x), correction=0)
@@ -445,10 +446,10 @@ def batch_norm(
 
     Raises:
         ValueError: One value per channel in training, or one running statistic without the
-            other; ``eps`` not positive (training), negative.
+            other there; ``eps`` not positive in training, negative in evaluation.
         RuntimeError: A per-channel argument of another length than C; no running statistics in
             evaluation.
-        TypeError: ``input`` or a per-channel argument is no tensor.
+        TypeError: ``input`` or a per-channel argument is not a Tensor.
     """
     check(input, training, eps, running_mean, running_var, weight, bias)
     if input.numel() == 0:  # no statistics: nothing to normalise by, nothing to track

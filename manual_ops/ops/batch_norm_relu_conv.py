@@ -50,8 +50,8 @@ from .batch_norm import (
     training_gradients,
     training_tangents,
 )
-from .conv import EXPECTS, Sizes, conv2d, gradients, plain_convolution, symmetric_padding, tangent
-from .relu import chain, relu
+from .conv import EXPECTS, Problem, conv2d, gradients, plain_convolution, symmetric_padding, tangent
+from .relu import rectifier_chain, relu
 
 
 class _BatchNormReLUConvolution(Function):
@@ -77,14 +77,18 @@ class _BatchNormReLUConvolution(Function):
         settings = (running_mean, running_var, momentum, eps)
         output, *statistics = plain_training(input, weight, bias, *settings)
         activation = torch.relu(output if residual is None else output + residual)
-        geometry = (stride, padding, dilation, groups)
-        return _convolved(activation, conv_weight, conv_bias, *geometry), activation, *statistics
+        conv_settings = (stride, padding, dilation, groups)
+        return (
+            _convolved(activation, conv_weight, conv_bias, *conv_settings),
+            activation,
+            *statistics,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, weight, bias, residual, conv_weight, *_ = inputs
         _output, activation, mean, rstd, unbiased_variance = output
-        ctx.sizes = Sizes.of(activation, conv_weight, inputs[-4:])
+        ctx.problem = Problem.of(activation, conv_weight, inputs[-4:])
         if unbiased_variance is not None:
             ctx.mark_non_differentiable(unbiased_variance)
         ctx.set_materialize_grads(False)
@@ -108,7 +112,7 @@ class _BatchNormReLUConvolution(Function):
         if grad_output is not None:
             needs = (True, needs_conv_weight, needs_conv_bias)
             convolved = activation.to(conv_weight.dtype)
-            g, *of_convolution = gradients(grad_output, convolved, conv_weight, ctx.sizes, needs)
+            g, *of_convolution = gradients(grad_output, convolved, conv_weight, ctx.problem, needs)
             grad_conv_weight, grad_conv_bias = of_convolution
         g = _passed_back(g, grad_activation, activation)
         cotangents = (g, grad_mean, grad_rstd)
@@ -137,7 +141,7 @@ class _BatchNormReLUConvolution(Function):
         inner, *of_statistics = training_tangents(*tangents, input, weight, mean, rstd)
         if residual_tangent is not None:
             inner = inner + residual_tangent
-        activation_tangent = chain(inner, activation)
+        activation_tangent = rectifier_chain(inner, activation)
         if conv_weight_tangent is None:
             conv_weight_tangent = torch.zeros_like(conv_weight)
         output_tangent = tangent(
@@ -146,7 +150,7 @@ class _BatchNormReLUConvolution(Function):
             activation_tangent.to(conv_weight.dtype),
             conv_weight_tangent,
             conv_bias_tangent,
-            ctx.sizes.geometry,
+            ctx.problem.settings,
         )
         return output_tangent, activation_tangent, *of_statistics, None
 
@@ -156,7 +160,7 @@ def _passed_back(
 ) -> Tensor | None:
     """Return g, from what reaches a by way of the convolution and directly."""
     terms = [t.to(activation.dtype) for t in (by_convolution, directly) if t is not None]
-    return chain(functools.reduce(torch.add, terms), activation) if terms else None
+    return rectifier_chain(functools.reduce(torch.add, terms), activation) if terms else None
 
 
 def _in_place(
@@ -170,13 +174,13 @@ def _in_place(
     running_var: Tensor | None,
     momentum: float,
     eps: float,
-    *geometry: Any,
+    *conv_settings: Any,
 ) -> tuple[Tensor | None, ...]:
     """``_BatchNormReLUConvolution.forward`` by ATen's kernel of batch norm, and in place."""
     settings = (running_mean, running_var, momentum, eps)
     output, *statistics = fused_training(input, weight, bias, *settings)
     activation = _rectified_in_place(output, residual)
-    return _convolved(activation, conv_weight, conv_bias, *geometry), activation, *statistics
+    return _convolved(activation, conv_weight, conv_bias, *conv_settings), activation, *statistics
 
 
 def _activation(
@@ -205,9 +209,11 @@ def _rectified_in_place(output: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def _convolved(
-    activation: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *geometry: Any
+    activation: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *conv_settings: Any
 ) -> Tensor:
-    return plain_convolution(activation.to(conv_weight.dtype), conv_weight, conv_bias, *geometry)
+    return plain_convolution(
+        activation.to(conv_weight.dtype), conv_weight, conv_bias, *conv_settings
+    )
 
 
 _batch_norm_relu_convolution = bind(
@@ -277,15 +283,15 @@ def batch_norm_relu_conv2d(
     if not (training and of_norm and input.numel()) or paddings is None:
         output = batch_norm(input, *statistics, weight, bias, training, momentum, eps)
         activation = relu(output if residual is None else output + residual)
-        settings = (stride, padding, dilation, groups)
-        convolved = conv2d(activation, conv_weight, conv_bias, *settings)
+        conv_settings = (stride, padding, dilation, groups)
+        convolved = conv2d(activation, conv_weight, conv_bias, *conv_settings)
         return (convolved, activation) if return_activation else convolved
     check(input, training, eps, *statistics, weight, bias)
     conv_weight, conv_bias = lower_precision(conv_weight, conv_bias)
-    geometry = (strides, paddings, dilations, groups)
+    conv_settings = (strides, paddings, dilations, groups)
     convolved, activation, mean, _rstd, unbiased_variance = _batch_norm_relu_convolution(
         *(input, weight, bias, residual, conv_weight, conv_bias),
-        *(*statistics, momentum, eps, *geometry),
+        *(*statistics, momentum, eps, *conv_settings),
     )
     if unbiased_variance is not None:
         track(statistics, (mean, unbiased_variance), momentum)

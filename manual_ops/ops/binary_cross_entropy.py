@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._precision import accumulate_wide, full_precision
-from ._loss import bind_pointwise_loss, refuse_grad, resolve_reduction
+from ._loss import bind_pointwise_loss, check_constant_weights, resolve_reduction
 
 
 @accumulate_wide
@@ -83,7 +83,7 @@ def binary_cross_entropy(
             "binary_cross_entropy and BCELoss are unsafe to autocast: use "
             "binary_cross_entropy_with_logits or BCEWithLogitsLoss on the logits instead"
         )
-    refuse_grad("binary_cross_entropy", weight=weight)
+    check_constant_weights("binary_cross_entropy", weight=weight)
     input_, target_, weight_ = full_precision(input, target, weight)
     if weight_ is not None and weight_.shape != target.shape:
         try:

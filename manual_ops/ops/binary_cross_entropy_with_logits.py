@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._precision import accumulate_wide, full_precision
-from ._loss import bind_pointwise_loss, refuse_grad, resolve_reduction
+from ._loss import bind_pointwise_loss, check_constant_weights, resolve_reduction
 
 
 @accumulate_wide
@@ -95,7 +95,7 @@ def binary_cross_entropy_with_logits(
             f"binary_cross_entropy_with_logits: expected a target of the size of the input, "
             f"{tuple(input.shape)}, got {tuple(target.shape)}"
         )
-    refuse_grad("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
+    check_constant_weights("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
     input_, target_, weight_, pos_ = full_precision(input, target, weight, pos_weight)
     loss: Tensor = _with_logits(input_, target_, reduction, weight_, pos_)
     return loss

@@ -52,9 +52,9 @@ class _Convolution(Function):
         groups: int,
     ) -> Tensor:
         if input.is_complex():
-            geometry = (stride, padding, dilation, groups)
+            settings = (stride, padding, dilation, groups)
             output = _by_real_parts(
-                lambda x, w: _Convolution.forward(x, w, None, *geometry), input, weight
+                lambda x, w: _Convolution.forward(x, w, None, *settings), input, weight
             )
             return output if bias is None else output + bias.reshape(-1, *(1 for _ in stride))
         no_output_padding = (0,) * len(stride)
@@ -64,8 +64,8 @@ class _Convolution(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias, *geometry = inputs
-        ctx.sizes = Sizes.of(input, weight, geometry)
+        input, weight, _bias, *settings = inputs
+        ctx.problem = Problem.of(input, weight, settings)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         # A frozen weight needs no input for its gradient, and the other way round.
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -74,7 +74,7 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        found = gradients(grad_output, input, weight, ctx.sizes, ctx.needs_input_grad[:3])
+        found = gradients(grad_output, input, weight, ctx.problem, ctx.needs_input_grad[:3])
         return *found, None, None, None, None
 
     @staticmethod
@@ -87,59 +87,59 @@ class _Convolution(Function):
     ) -> Tensor:
         input, weight = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
-        return tangent(input, weight, *tangents, ctx.sizes.geometry)
+        return tangent(input, weight, *tangents, ctx.problem.settings)
 
 
 plain_convolution = _Convolution.forward
 
 
-class Sizes(NamedTuple):
+class Problem(NamedTuple):
     """What backward needs beside tensors."""
 
     input: torch.Size
     weight: torch.Size
     channels_last: bool
-    geometry: Sequence[Any]  # stride, padding, dilation, groups
+    settings: Sequence[Any]  # stride, padding, dilation, groups
 
     @staticmethod
-    def of(input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> "Sizes":
+    def of(input: Tensor, weight: Tensor, settings: Sequence[Any]) -> "Problem":
         """Return those of a convolution of ``input`` with ``weight``."""
         channels_last = is_channels_last(input) or is_channels_last(weight)
-        return Sizes(input.shape, weight.shape, channels_last, geometry)
+        return Problem(input.shape, weight.shape, channels_last, settings)
 
 
 def gradients(
-    grad_output: Tensor, input: Any, weight: Any, sizes: Sizes, needs: Sequence[bool]
+    grad_output: Tensor, input: Any, weight: Any, problem: Problem, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of input, weight and bias that ``needs`` asks for."""
     with without_autocast(grad_output.device.type):
-        return _gradients(grad_output, input, weight, sizes, needs)
+        return _gradients(grad_output, input, weight, problem, needs)
 
 
 def _gradients(
-    grad_output: Tensor, input: Any, weight: Any, sizes: Sizes, needs: Sequence[bool]
+    grad_output: Tensor, input: Any, weight: Any, problem: Problem, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     needs_input, needs_weight, needs_bias = needs
-    if grad_output.shape[1] != sizes.weight[0]:  # without channels ATen puts out none
-        shapes = (sizes.input, sizes.weight, sizes.weight[:1])
+    if grad_output.shape[1] != problem.weight[0]:  # without channels ATen puts out none
+        shapes = (problem.input, problem.weight, problem.weight[:1])
         zeros = map(grad_output.new_zeros, shapes)
         return tuple(z if needed else None for z, needed in zip(zeros, needs, strict=True))
-    grad_output = laid_out(grad_output, sizes.channels_last)
+    grad_output = laid_out(grad_output, problem.channels_last)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
         grad_input = _by_real_parts(
-            lambda g, w: _input_gradient(g, w, sizes.input, *sizes.geometry),
+            lambda g, w: _input_gradient(g, w, problem.input, *problem.settings),
             grad_output,
             weight.conj(),
         )
-        grad_input = laid_out(grad_input, sizes.channels_last)
+        grad_input = laid_out(grad_input, problem.channels_last)
     if needs_weight:
         grad_weight = _by_real_parts(
-            lambda g, x: weight_gradient(g, x, sizes.weight, *sizes.geometry),
+            lambda g, x: weight_gradient(g, x, problem.weight, *problem.settings),
             grad_output,
             input.conj(),
         )
-        grad_weight = laid_out(grad_weight, sizes.channels_last)
+        grad_weight = laid_out(grad_weight, problem.channels_last)
     if needs_bias:
         grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
     return grad_input, grad_weight, grad_bias
@@ -151,11 +151,11 @@ def tangent(
     input_tangent: Tensor,
     weight_tangent: Tensor,
     bias_tangent: Tensor | None,
-    geometry: Sequence[Any],
+    settings: Sequence[Any],
 ) -> Tensor:
     """Return ``conv(x', W) + conv(x, W') + b'``."""
-    output_tangent = plain_convolution(input_tangent, weight, bias_tangent, *geometry)
-    return output_tangent + plain_convolution(input, weight_tangent, None, *geometry)
+    output_tangent = plain_convolution(input_tangent, weight, bias_tangent, *settings)
+    return output_tangent + plain_convolution(input, weight_tangent, None, *settings)
 
 
 def _by_real_parts(
@@ -163,7 +163,7 @@ def _by_real_parts(
 ) -> Tensor:
     """Extend a bilinear ``product`` of real tensors to complex ones, which ATen's kernels refuse.
 
-    (a + i b) (c + i d) = ac - bd + i ((a + b) (c + d) - ac - bd): three real products, not four.
+    (a + 1j b) (c + 1j d) = ac - bd + 1j ((a + b) (c + d) - ac - bd): three real products, not four.
     """
     if not first.is_complex():
         return product(first, second)
@@ -311,7 +311,7 @@ def conv1d(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
-        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
+        TypeError: ``input``, ``weight`` or ``bias`` is not a Tensor.
     """
     return convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
@@ -342,6 +342,6 @@ def conv2d(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
-        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
+        TypeError: ``input``, ``weight`` or ``bias`` is not a Tensor.
     """
     return convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)

@@ -25,8 +25,8 @@ from torch.autograd import Function
 
 from .._apply import bind
 from ._sizes import IntOrTuple
-from .conv import EXPECTS, Sizes, convolve, gradients, plain_convolution, tangent
-from .relu import chain
+from .conv import EXPECTS, Problem, convolve, gradients, plain_convolution, tangent
+from .relu import rectifier_chain
 
 
 class _ConvolutionReLU(Function):
@@ -42,13 +42,13 @@ class _ConvolutionReLU(Function):
         dilation: tuple[int, ...],
         groups: int,
     ) -> Tensor:
-        geometry = (stride, padding, dilation, groups)
-        return torch.relu(plain_convolution(input, weight, bias, *geometry))
+        settings = (stride, padding, dilation, groups)
+        return torch.relu(plain_convolution(input, weight, bias, *settings))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _bias, *geometry = inputs
-        ctx.sizes = Sizes.of(input, weight, geometry)
+        input, weight, _bias, *settings = inputs
+        ctx.problem = Problem.of(input, weight, settings)
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_weight else None, weight if needs_input else None, output
@@ -58,8 +58,8 @@ class _ConvolutionReLU(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
-        h = chain(grad_output, output)
-        found = gradients(h, input, weight, ctx.sizes, ctx.needs_input_grad[:3])
+        h = rectifier_chain(grad_output, output)
+        found = gradients(h, input, weight, ctx.problem, ctx.needs_input_grad[:3])
         return *found, None, None, None, None
 
     @staticmethod
@@ -72,12 +72,12 @@ class _ConvolutionReLU(Function):
     ) -> Tensor:
         input, weight, output = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
-        return chain(tangent(input, weight, *tangents, ctx.sizes.geometry), output)
+        return rectifier_chain(tangent(input, weight, *tangents, ctx.problem.settings), output)
 
 
-def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     """``_ConvolutionReLU.forward`` with y in the place of c."""
-    return torch.relu_(plain_convolution(input, weight, bias, *geometry))
+    return torch.relu_(plain_convolution(input, weight, bias, *settings))
 
 
 _convolution_relu = bind(_ConvolutionReLU, EXPECTS, _in_place)
@@ -108,7 +108,7 @@ def conv2d_relu(
 
     Raises:
         RuntimeError: Shapes, dtypes or settings that do not fit.
-        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
+        TypeError: ``input``, ``weight`` or ``bias`` is not a Tensor.
     """
     settings = (stride, padding, dilation, groups)
     return convolve("conv2d_relu", 2, input, weight, bias, *settings, op=_convolution_relu)

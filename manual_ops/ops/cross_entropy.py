@@ -37,7 +37,7 @@ from .._apply import bind
 from .._fuse import fusible
 from .._modes import may_overwrite
 from .._precision import full_precision, widen
-from ._loss import refuse_grad, resolve_reduction
+from ._loss import check_constant_weights, resolve_reduction
 from ._refusal import no_tensor
 from .nll_loss import (
     EXPECTS,
@@ -79,16 +79,16 @@ def index_slope(
     Args:
         p: softmax(x), float32 or wider.
         dim: That of the classes.
-        factors: What ``sample_factors`` returns, with r its second.
+        factors: t, r and r a, as ``sample_factors`` returns them.
         weight: Factor for each class.
         smoothing: Label smoothing.
         inplace: Work in ``p``.
     """
-    index, factor, scale = factors
-    at_target = ((1 - smoothing) * scale if smoothing else scale).unsqueeze(dim)
+    index, r, r_a = factors
+    at_target = ((1 - smoothing) * r_a if smoothing else r_a).unsqueeze(dim)
     mass = at_target
     if smoothing:  # the share of each class, before its weight
-        spread = (smoothing / max(p.shape[dim], 1) * factor).unsqueeze(dim)
+        spread = (smoothing / max(p.shape[dim], 1) * r).unsqueeze(dim)
         mass = at_target + spread * (p.shape[dim] if weight is None else widen(weight).sum())
     if inplace:
         slope = p.mul_(mass).scatter_add_(dim, index.unsqueeze(dim), -at_target)
@@ -316,7 +316,7 @@ def cross_entropy(
         ValueError: Batch sizes differ; unknown ``reduction``.
         RuntimeError: Other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
             ``weight`` of class indices requires grad.
-        TypeError: ``input`` or ``target`` is no tensor.
+        TypeError: ``input`` or ``target`` is not a Tensor.
     """
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         raise no_tensor("cross_entropy", input=input, target=target)
@@ -334,7 +334,7 @@ def cross_entropy(
         (target,) = full_precision(target)
         loss = _probability_cross_entropy(input_, target, weight_, reduction, label_smoothing)
     else:
-        refuse_grad("cross_entropy with class indices", weight=weight)
+        check_constant_weights("cross_entropy with class indices", weight=weight)
         loss = _index_cross_entropy(
             input_, target, weight_, ignore_index, reduction, label_smoothing
         )

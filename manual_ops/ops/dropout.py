@@ -5,8 +5,8 @@ Backward:  dL/dx[i] = dL/dy[i] m[i] / (1 - p)
 Tangent:   y'[i] = x'[i] m[i] / (1 - p)
 
 Given the mask the function is linear and diagonal. The factor keeps the expectation at x, so that
-evaluation is the identity. Of the mask one byte an element is saved, not a float. The mask is
-torch's own: under one seed both drop the same elements.
+evaluation is the identity. The mask is saved as one byte an element, not as floats. It is torch's
+own: under one seed both drop the same elements.
 Source: Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Overfitting (2014).
 """
 
@@ -77,7 +77,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     Raises:
         ValueError: ``p`` outside [0, 1].
         RuntimeError: ``inplace`` on a leaf that requires grad.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")

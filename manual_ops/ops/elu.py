@@ -53,7 +53,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     output: Tensor = _elu.overwriting(input, alpha) if inplace else _elu(input, alpha)

@@ -87,7 +87,7 @@ def _gradient(
 
 
 def _sparse_gradient(g: Tensor, index: Tensor, rows: int, padding_idx: int | None) -> Tensor:
-    """The same as a sparse tensor: one entry for each index, repeated ones not yet added up."""
+    """Return dL/dW as a sparse tensor: an entry for each index, repeated ones not yet added up."""
     if padding_idx is not None:
         kept = index != padding_idx
         index, g = index[kept], g[kept]
@@ -131,7 +131,7 @@ def embedding(
         IndexError: An index outside [0, V), on CPU.
         RuntimeError: ``input`` of another dtype; ``weight`` not of two dims; in backward,
             ``sparse`` together with ``scale_grad_by_freq``.
-        TypeError: ``input`` or ``weight`` is no tensor.
+        TypeError: ``input`` or ``weight`` is not a Tensor.
     """
     if not isinstance(weight, Tensor):
         raise no_tensor("embedding", weight=weight)

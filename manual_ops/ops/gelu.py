@@ -87,7 +87,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: Unknown ``approximate``.
     """
     output: Tensor = _gelu(input, approximate)

@@ -79,7 +79,7 @@ def group_norm(
         RuntimeError: ``num_groups`` does not divide C, or a parameter is not of shape ``(C,)``.
         ZeroDivisionError: ``num_groups`` is 0.
         NotImplementedError: Integer ``input``.
-        TypeError: ``weight`` or ``bias`` is no tensor.
+        TypeError: ``weight`` or ``bias`` is not a Tensor.
     """
     _check(input, num_groups, weight, bias)
     input_, weight_, bias_ = full_precision(input, weight, bias, on_cpu=False)
@@ -99,7 +99,7 @@ def _check(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
             f"group_norm: expected num_groups > 0 that divides the {shape[1]} channels of input "
             f"{shape}, got num_groups={groups}"
         )
-    # As torch counts them: without dividing the positions by the number of groups
+    # As torch counts, over the whole batch: one value per group is refused in a batch of one alone.
     if shape[0] * (shape[1] // groups) * math.prod(shape[2:]) == 1:
         raise ValueError(
             "group_norm: expected more than 1 value per group when training, got input size "

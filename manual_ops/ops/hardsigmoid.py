@@ -58,7 +58,7 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     output: Tensor = _hardsigmoid.overwriting(input) if inplace else _hardsigmoid(input)

@@ -49,7 +49,7 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     output: Tensor = _hardswish.overwriting(input) if inplace else _hardswish(input)

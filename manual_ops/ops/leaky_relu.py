@@ -56,7 +56,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     Raises:
         NotImplementedError: Integer ``input``.
         RuntimeError: ``inplace`` on a leaf that requires grad.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     op = _from_output if negative_slope >= 0 else _from_input
     output: Tensor = op.overwriting(input, negative_slope) if inplace else op(input, negative_slope)

@@ -10,8 +10,8 @@ Tangent:   y'          = x' W^T + x W'^T + b'
 
 Each line of Backward is the chain rule with dy[*, o]/dx[*, i] = W[o, i],
 dy[*, o]/dW[o, i] = x[*, i] and dy[*, o]/db[o] = 1, summed over every y that the variable
-reaches. The conjugates matter to complex numbers only: for a real loss and z = u + i v, PyTorch's
-gradient is dL/du + i dL/dv, the direction of steepest ascent, and the chain rule through an
+reaches. The conjugates matter to complex numbers only: for a real loss and z = u + 1j v, PyTorch's
+gradient is dL/du + 1j dL/dv, the direction of steepest ascent, and the chain rule through an
 analytic y(z) then takes the conjugate of dy/dz. The tangent takes none.
 Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 6.5.
 """
@@ -121,12 +121,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
-        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
+        TypeError: ``input``, ``weight`` or ``bias`` is not a Tensor.
     """
-    return called(_linear, input, weight, bias)
+    return call_by_rows(_linear, input, weight, bias)
 
 
-def called(op: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def call_by_rows(
+    op: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """Call ``op`` in the autocast dtype, and with a row for a 1-D weight."""
     input_, weight_, bias_ = lower_precision(input, weight, bias)
     if isinstance(weight, Tensor) and weight.dim() == 1:

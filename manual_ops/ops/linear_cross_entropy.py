@@ -41,7 +41,7 @@ from .._apply import bind
 from .._blocks import block_length
 from .._modes import may_overwrite
 from .._precision import autocasts, lower_precision, widen
-from ._loss import refuse_grad, resolve_reduction
+from ._loss import check_constant_weights, resolve_reduction
 from .cross_entropy import common_slope, cross_entropy, index_losses, index_slope
 from .linear import linear
 from .nll_loss import common_factor, divisor_of_mean, is_counted, sample_factors
@@ -269,10 +269,11 @@ def linear_cross_entropy(
     """Cross-entropy of an affine map; drop-in for :func:`torch.nn.functional.linear_cross_entropy`.
 
     The same as ``cross_entropy(linear(input, linear_weight, linear_bias), target, ...)`` without
-    the N x C logits: for class indices they are computed a chunk of rows at a time. Where the loss
-    is reduced, its gradient takes no more products of matrices than those two ops take. A second
-    derivative, ``torch.func`` and targets other than class indices do hold the logits. Compiled,
-    the chunks are unrolled, for one number of samples; exported, for any number, there is one.
+    the N x C logits: for class indices they are computed a chunk of rows at a time. The gradient of
+    a reduced loss takes no more products of matrices than those two ops take, but one more in half
+    precision and where input and weight together are larger than the logits. A second derivative,
+    ``torch.func`` and targets other than class indices do hold the logits. Compiled, the chunks
+    are unrolled, for one number of samples; exported, for any number, there is one.
 
     Args:
         input: ``(N, in_features)`` or ``(in_features,)``.
@@ -319,7 +320,7 @@ def linear_cross_entropy(
     reduction = resolve_reduction(reduction, None, None)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
-    refuse_grad("linear_cross_entropy with class indices", weight=weight)
+    check_constant_weights("linear_cross_entropy with class indices", weight=weight)
     input_, weight_, bias_ = lower_precision(input, linear_weight, linear_bias)
     unbatched = input.dim() == 1
     if unbatched:

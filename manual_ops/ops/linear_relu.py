@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
-from .linear import EXPECTS, called, gradients, tangent
-from .relu import chain
+from .linear import EXPECTS, call_by_rows, gradients, tangent
+from .relu import rectifier_chain
 
 
 class _LinearReLU(Function):
@@ -46,7 +46,7 @@ class _LinearReLU(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
-        h = chain(grad_output, output)
+        h = rectifier_chain(grad_output, output)
         return gradients(h, input, weight, ctx.bias_shape, ctx.needs_input_grad)
 
     @staticmethod
@@ -55,7 +55,7 @@ class _LinearReLU(Function):
     ) -> Tensor:
         input, weight, output = ctx.saved_tensors
         tangents = (input_tangent, weight_tangent, bias_tangent)
-        return chain(tangent(input, weight, *tangents), output)
+        return rectifier_chain(tangent(input, weight, *tangents), output)
 
 
 def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,6 +80,6 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     Raises:
         RuntimeError: Shapes or dtypes of input, weight and bias do not fit each other.
-        TypeError: ``input``, ``weight`` or ``bias`` is no tensor.
+        TypeError: ``input``, ``weight`` or ``bias`` is not a Tensor.
     """
-    return called(_linear_relu, input, weight, bias)
+    return call_by_rows(_linear_relu, input, weight, bias)

@@ -5,8 +5,9 @@ Backward:  dL/dx = dL/dy / x
 Tangent:   y' = x' / x
 
 Here so that softmax, logarithm and negative log-likelihood can be chained as separate ops, the
-way the softmax loss is usually derived; ``cross_entropy`` is the same in one step that cannot
-overflow. Source: the inverse-function rule, x = exp(y).
+way the softmax loss is usually derived; ``cross_entropy`` does the same in one step that never
+takes the logarithm of an underflowed 0. From x = exp(y): dy/dx = 1 / (dx/dy) = 1 / exp(y) = 1 / x.
+Source: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), section 4.1.
 """
 
 import torch
@@ -28,13 +29,13 @@ def log(input: Tensor) -> Tensor:
     """Apply the natural logarithm elementwise; drop-in for :func:`torch.log`.
 
     Args:
-        input: Any shape, real dtype; ``log(0)`` is ``-inf`` and of a negative number NaN.
+        input: Any shape, real or complex dtype. ``log(0)`` is ``-inf``, and of a negative real NaN.
 
     Returns:
         Same shape as ``input``; float32 for half inputs under CUDA autocast.
 
     Raises:
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     (input_,) = full_precision(input, on_cpu=False)
     output: Tensor = _log(input_)

@@ -52,7 +52,7 @@ def log_softmax(
 
     Raises:
         IndexError: ``dim`` out of range.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     input, dim = prepare(input, dim, dtype, "log_softmax", _stacklevel)
     output: Tensor = _log_softmax(input, dim)

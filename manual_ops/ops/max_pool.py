@@ -14,12 +14,12 @@ from, several times where windows overlap. The input is not saved, only ``a``, a
 the distance a[u] - f[u], both counted row by row through the plane: a number so small that it
 takes one byte mostly, where a[u] takes eight.
 
-ATen's kernel compares value by value and guesses every second branch wrong; where channels are
-innermost in memory it compares vectors of them. So the outputs are made channels here: the k-th
-elements of all windows become row k of an image one pixel wide, and y is the maximum of its
-column. That is a copy more, and 0.3 to 0.6 of the time. Padding is made of copies of the border,
-elements that are in the same window anyway and next to which they come: neither the maximum nor
-which one is first changes.
+ATen's kernel compares one value at a time, and half of its branches are mispredicted; where
+channels are innermost in memory it compares vectors of them. So every window becomes a channel
+here: the k-th elements of all windows are row k of an image one pixel wide, and y is the maximum
+of its column. That is a copy more, and 0.3 to 0.6 of the time. Padding is filled with copies of
+the border. Each lies in a window that holds the copied element too, next to it, so neither the
+maximum nor which position comes first changes.
 Source: Goodfellow, Bengio, Courville, Deep Learning (2016), section 9.3; LeCun et al. (1998).
 """
 
@@ -32,7 +32,7 @@ from torch.nn.functional import pad
 
 from .._apply import bind
 from .._layout import is_channels_last, reshaped
-from .._modes import kept, may_overwrite
+from .._modes import cached_table, may_overwrite
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
@@ -208,7 +208,7 @@ def _first(
     return _first_of(like.shape[-2:], input_shape[-1], stride, padding, dtype, like.device)
 
 
-@kept
+@cached_table
 def _first_of(
     counts: Sizes,
     width: int,
@@ -312,7 +312,7 @@ def max_pool2d(
 
     Raises:
         RuntimeError: Shapes or settings that do not fit.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     kernel = as_tuple(kernel_size, 2)
     strides = kernel if stride is None else as_tuple(stride, 2) or kernel

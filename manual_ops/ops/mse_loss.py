@@ -96,7 +96,7 @@ class _WeightedMSELoss(Function):
             grad_input = slope if needs_input else None
             grad_target = -slope if needs_target else None
         if needs_weight:
-            # Of a broadcast target a weight counts for several losses, but once in the sum.
+            # If the target broadcasts, a weight multiplies several losses but is once in its sum.
             grad_weight = (factor * difference.square()).sum_to_size(ctx.weight_shape)
             if ctx.is_mean:
                 grad_weight = grad_weight - factor * loss

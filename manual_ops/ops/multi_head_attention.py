@@ -1,11 +1,11 @@
 """Multi-head attention: projections, attention by heads, projection.
 
 Index convention: ``n`` sample, ``l`` query, ``s`` key, ``i`` input feature, ``h`` head, ``d``
-feature of a head, ``o`` output feature.
+feature of a head, ``o`` output feature; (h, d) is feature h * width + d of all heads together.
 
-Forward:   q[n, h, l, d] = sum_i query[l, n, i] Wq[h d, i] + bq[h d]; k and v alike
+Forward:   q[n, h, l, d] = sum_i query[l, n, i] Wq[(h, d), i] + bq[(h, d)]; k and v likewise
            a = scaled dot-product attention of q, k, v for each n and h
-           y[l, n, o] = sum_hd a[n, h, l, d] Wo[o, h d] + bo[o]
+           y[l, n, o] = sum_{h, d} a[n, h, l, d] Wo[o, (h, d)] + bo[o]
 Backward:  the chain rule through linear, attention and linear: dL/da from dL/dy (linear.py),
            dL/dq, dL/dk and dL/dv from dL/da (attention.py), and from these the gradients of
            inputs and projections (linear.py); the heads are views and only move gradients.

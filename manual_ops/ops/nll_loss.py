@@ -22,7 +22,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._modes import may_overwrite
 from .._precision import full_precision, widen
-from ._loss import refuse_grad, resolve_reduction
+from ._loss import check_constant_weights, resolve_reduction
 
 EXPECTS = (
     "input (N, C, d1, ..., dK) or (C,) of floating dtype, at least of one dim; target "
@@ -52,8 +52,8 @@ def sample_factors(
     counted = _counted(index, valid, weight)
     if reduction == "mean":
         grad_output = grad_output / counted.sum()
-    factor = torch.where(valid, grad_output, 0)
-    return index, factor, factor if weight is None else factor * counted
+    r = torch.where(valid, grad_output, 0)
+    return index, r, r if weight is None else r * counted
 
 
 def common_factor(
@@ -116,9 +116,9 @@ class _NLLLoss(Function):
         if factor is not None:
             zeros.scatter_(dim, target.long().unsqueeze(dim), -factor)
             return zeros, None, None, None, None
-        index, _factor, scale = sample_factors(widen(grad_output), *settings)
+        index, _r, r_a = sample_factors(widen(grad_output), *settings)
         scatter = Tensor.scatter_ if may_overwrite(grad_output) else Tensor.scatter
-        values = -scale.to(zeros.dtype)
+        values = -r_a.to(zeros.dtype)
         grad_input = scatter(zeros, dim, index.unsqueeze(dim), values.unsqueeze(dim))
         return grad_input, None, None, None, None
 
@@ -126,10 +126,10 @@ class _NLLLoss(Function):
     def jvp(ctx: Any, input_tangent: Tensor, *_: None) -> Tensor:
         target, weight = ctx.saved_tensors
         wide, dim = widen(input_tangent), class_dim(input_tangent)
-        index, _factor, scale = sample_factors(
+        index, _r, r_a = sample_factors(
             wide.new_ones(()), target, weight, ctx.ignore_index, ctx.reduction
         )
-        tangent = -scale * wide.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+        tangent = -r_a * wide.gather(dim, index.unsqueeze(dim)).squeeze(dim)
         if ctx.reduction != "none":
             tangent = tangent.sum()
         return tangent.to(input_tangent.dtype)
@@ -165,10 +165,10 @@ def nll_loss(
         IndexError: A target outside [0, C), on CPU.
         ValueError: Batch sizes differ; unknown ``reduction``.
         RuntimeError: Other shapes that do not fit; ``weight`` requires grad.
-        TypeError: ``input`` or ``target`` is no tensor.
+        TypeError: ``input`` or ``target`` is not a Tensor.
     """
     reduction = resolve_reduction(reduction, size_average, reduce)
-    refuse_grad("nll_loss", weight=weight)
+    check_constant_weights("nll_loss", weight=weight)
     input_, weight_ = full_precision(input, weight)
     loss: Tensor = _nll_loss(input_, target, weight_, ignore_index, reduction)
     return loss

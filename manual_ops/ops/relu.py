@@ -24,7 +24,7 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
     return stop(tangent, torch.eq(output, 0, out=out), out=out)
 
 
-chain = in_place_where_allowed(_chain, _in_place)
+rectifier_chain = in_place_where_allowed(_chain, _in_place)  # for ops that end in a rectifier
 _relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place, overwrite=torch.relu_)
 
 
@@ -40,7 +40,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         RuntimeError: ``inplace`` on a leaf that requires grad.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     output: Tensor = _relu.overwriting(input) if inplace else _relu(input)
     return output

@@ -48,7 +48,7 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
         (torch: 0 or 1, by kernel).
 
     Raises:
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     output: Tensor = _relu6.overwriting(input) if inplace else _relu6(input)

@@ -34,13 +34,13 @@ def sigmoid(input: Tensor) -> Tensor:
     """Apply ``1 / (1 + exp(-x))`` elementwise; drop-in for :func:`torch.sigmoid`.
 
     Args:
-        input: Any shape, real dtype.
+        input: Any shape, real or complex dtype.
 
     Returns:
         Same shape as ``input``, values in [0, 1].
 
     Raises:
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     output: Tensor = _sigmoid(input)
     return output

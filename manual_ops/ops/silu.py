@@ -46,7 +46,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
         RuntimeError: ``inplace`` on a leaf that requires grad.
     """
     output: Tensor = _silu.overwriting(input) if inplace else _silu(input)

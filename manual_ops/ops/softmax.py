@@ -50,7 +50,7 @@ def softmax(
 
     Raises:
         IndexError: ``dim`` out of range.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     input, dim = prepare(input, dim, dtype, "softmax", _stacklevel)
     output: Tensor = _softmax(input, dim)

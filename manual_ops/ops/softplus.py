@@ -56,7 +56,7 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
 
     Raises:
         NotImplementedError: Integer ``input``.
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     (input_,) = full_precision(input, on_cpu=False)
     output: Tensor = _softplus(input_, beta, threshold)

@@ -32,13 +32,13 @@ def tanh(input: Tensor) -> Tensor:
     """Apply the hyperbolic tangent elementwise; drop-in for :func:`torch.tanh`.
 
     Args:
-        input: Any shape, real dtype.
+        input: Any shape, real or complex dtype.
 
     Returns:
         Same shape as ``input``, values in [-1, 1].
 
     Raises:
-        TypeError: ``input`` is no tensor.
+        TypeError: ``input`` is not a Tensor.
     """
     output: Tensor = _tanh(input)
     return output

@@ -181,7 +181,7 @@ KNOWN: tuple[Known, ...] = (
     Known(
         (),
         "error",
-        "a TypeError names the argument that is no tensor; torch.nn misses an attribute of it",
+        "a TypeError names the argument that is not a Tensor; torch.nn misses an attribute of it",
         _names_what_is_no_tensor,
     ),
     Known((), "error", "the same error, in forward instead of backward", _earlier),
