@@ -4,6 +4,7 @@ The numbers come from ``differences``; here stands only which function is differ
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from manual_ops.check.report import Row
 from manual_ops.check.subject import Subject
 
 Tensors = tuple[Tensor, ...]
+
+_NO_TANGENT = "jvp is given None for an input that has no tangent: take it for 0."
 
 
 def draw_like(tensors: Iterable[Tensor], seed: int) -> Tensors:
@@ -142,10 +145,13 @@ def third_order(check: Check, exam: Exam) -> Iterator[Row]:
 def forward_mode(check: Check, exam: Exam) -> Iterator[Row]:
     """Forward mode (``jvp``) against differences: all inputs with tangents, then each alone."""
     op = exam.precise
-    yield _forward(check, op, op.tensors, tangents)
+    yield (together := _forward(check, op, op.tensors, tangents))
+    cause = "" if together.failed else _NO_TANGENT
     if len(op.tensors) > 1:
         for i, name in enumerate(op.tensor_names):
-            yield _forward(check, _of_one(op, i), (op.tensors[i],), tangents, f"{name} alone")
+            alone = partial(_forward, check, _of_one(op, i), (op.tensors[i],), tangents)
+            subject = f"{name} alone"
+            yield check.attempt(subject, partial(alone, subject, cause))
 
 
 def forward_over_reverse(check: Check, exam: Exam) -> Iterator[Row]:
@@ -214,13 +220,14 @@ def _forward(
     point: Tensors,
     differentiate: Callable[[Function, Tensors, Tensors], Tensors],
     subject: str = "",
+    cause: str = "",
 ) -> Row:
     """Differentiate ``function`` along a direction at ``point`` and judge it."""
     directions = draw_like(point, 50)
     found = differentiate(function, point, directions)
     findings = check_tangents(function, point, directions, found)
     names = [f"output {k}" if len(found) > 1 else "" for k in range(len(found))]
-    return check.worst(zip(names, findings, strict=True), subject)
+    return check.worst(zip(names, findings, strict=True), subject, cause)
 
 
 def _transformed_tangents(function: Function, tensors: Tensors, directions: Tensors) -> Tensors:

@@ -144,10 +144,12 @@ class Check:
             "" if finding.ok else cause or explain(self.name),
         )
 
-    def worst(self, findings: Iterable[tuple[str, Finding]], subject: str = "") -> Row:
+    def worst(
+        self, findings: Iterable[tuple[str, Finding]], subject: str = "", cause: str = ""
+    ) -> Row:
         """One row for the worst of several findings, by the name of what each is about."""
         order = ("pass", "kink", "FAIL")
-        named = [(name, self.judged(subject, finding)) for name, finding in findings]
+        named = [(name, self.judged(subject, finding, cause)) for name, finding in findings]
         name, row = max(named, key=lambda pair: (order.index(pair[1].verdict), pair[1].relative))
         return replace(row, where=f"{name} {row.where}".strip())
 

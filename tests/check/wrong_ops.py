@@ -14,6 +14,7 @@ from torch.autograd import Function
 from tests.check.right_ops import (
     COMPLEX,
     LINEAR,
+    NESTED_TANGENTS,
     BatchNorm,
     Exp,
     Linear,
@@ -104,6 +105,39 @@ class WrongTangent(Scale):
     @staticmethod
     def jvp(ctx, x_tangent, _):
         return x_tangent
+
+
+class TangentOfBothAlone(Function):
+    """A product. Without a tangent an input has None for one here, which is 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b):
+        return a * b
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if grad_output is None:
+            return None, None
+        a, b = ctx.saved_tensors
+        return (
+            grad_output * b if ctx.needs_input_grad[0] else None,
+            grad_output * a if ctx.needs_input_grad[1] else None,
+        )
+
+    @staticmethod
+    def jvp(ctx, a_tangent, b_tangent):
+        a, b = ctx.saved_tensors
+        if a_tangent is None or b_tangent is None:
+            return torch.zeros_like(a)
+        return a_tangent * b + a * b_tangent
 
 
 class SavedIntermediate(Function):
@@ -503,6 +537,7 @@ WRONG_OPS = (
     WrongOp(OneElementOffByOnePercent, X, "gradient", SECOND),
     WrongOp(WithoutConjugate, COMPLEX, "gradient", ("setup_context",)),
     WrongOp(WrongTangent, (*X, 2.5), "forward mode", ("jacobian",)),
+    WrongOp(TangentOfBothAlone, TWO, "forward mode", NESTED_TANGENTS),
     WrongOp(SavedIntermediate, X, "double backward", ("third order",)),
     WrongOp(DetachedBackward, X, "double backward", ("batched gradient",)),
     WrongOp(ExpOfTwoOps, X, "double backward"),
