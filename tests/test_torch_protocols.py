@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from manual_ops import functional as F
 from manual_ops import nn as manual_nn
+from manual_ops.testing.cases import CASES, OpCase
+from tests.harness import cases_for, first, on_differentiable, subject
 from tests.test_nn import MODULE_CASES, ModuleCase
 
 FIRST_CASES = {case.module: case for case in reversed(MODULE_CASES)}
@@ -37,6 +39,81 @@ def test_tensor_subclass(case: ModuleCase) -> None:
         output.sum().backward()
 
 
+class Recorder(Tensor):
+    """Notes by which functions it is reached, and leaves them to torch."""
+
+    reached: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.reached.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@cases_for([case for case in CASES if case.op in vars(torch_functional) or case.op == "log"])
+def test_a_subclass_is_reached_by_the_name_of_torchs_function(case: OpCase) -> None:
+    """What it then leaves to torch is differentiated by the hand-written backward all the same."""
+    function, tensors = on_differentiable(case, subject(case), case.sample())
+    torch.manual_seed(0)
+    expected = first(function(*tensors))
+    Recorder.reached.clear()
+    torch.manual_seed(0)
+    found = first(function(*(tensor.as_subclass(Recorder) for tensor in tensors)))
+    reached = [func for func in Recorder.reached if getattr(func, "__name__", "") == case.op]
+    assert reached[0] in (getattr(torch_functional, case.op), getattr(torch, case.op, None))
+    assert type(found) is Recorder
+    torch.testing.assert_close(found.as_subclass(Tensor), expected, rtol=0, atol=0)
+    assert expected.grad_fn.name() in names_of_graph(found.as_subclass(Tensor))
+
+
+def names_of_graph(output: Tensor) -> set[str]:
+    names, nodes = set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [following for following, _ in node.next_functions if following]
+    return names
+
+
+class Quantised:
+    """A weight that is no array of floats: it knows what a linear layer is, and nothing else."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values.round().to(torch.int8)
+
+    def make(self) -> Tensor:
+        outer = self
+
+        class Weight(Tensor):
+            @classmethod
+            def __torch_function__(cls, func, types, args=(), kwargs=None):
+                if func is torch_functional.linear:
+                    input, _weight, bias = args
+                    return torch_functional.linear(input, outer.values.to(input.dtype), bias)
+                return super().__torch_function__(func, types, args, kwargs or {})
+
+        return torch.empty(self.values.shape, device="meta").as_subclass(Weight)
+
+
+def test_a_weight_that_knows_linear_layers() -> None:
+    weight, x = torch.randn(4, 3) * 9, torch.randn(2, 3, requires_grad=True)
+    found = F.linear(x, Quantised(weight).make(), None)
+    torch.testing.assert_close(found, x @ weight.round().mT)
+    assert found.grad_fn.name() == "_LinearBackward"
+
+
+def test_functions_recorded_by_fx_are_the_hand_written_ones() -> None:
+    """Also in layers, where none of them asks what it is given, as a batch norm does."""
+    layers = [manual_nn.Conv2d(1, 2, 3), manual_nn.ReLU(), manual_nn.MaxPool2d(2), nn.Flatten()]
+    model = nn.Sequential(*layers, manual_nn.Linear(18, 4), manual_nn.LayerNorm(4))
+    traced, x = torch.fx.symbolic_trace(model), torch.randn(2, 1, 8, 8)
+    assert {F.conv2d, F.relu, F.max_pool2d, F.linear, F.layer_norm} <= {
+        node.target for node in traced.graph.nodes
+    }
+    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+    assert traced(x).grad_fn.name() == model(x).grad_fn.name()
+
+
 def test_rectifier_in_place_behind_a_layer() -> None:
     x = torch.randn(2, 4)
     layers = manual_nn.Sequential(manual_nn.Linear(4, 4), manual_nn.ReLU(inplace=True))
@@ -53,6 +130,20 @@ def test_export_of_any_batch_size(case: ModuleCase) -> None:
     if case.module != "Dropout":
         found = first_output(exported.module()(*larger))
         torch.testing.assert_close(found, first_output(case.build(nn)(*larger)))
+
+
+@each_module
+@pytest.mark.parametrize("training", [False, True])
+def test_export_records_what_it_records_of_torchs_layer(case: ModuleCase, training: bool) -> None:
+    """So what quantises, or translates, by the names of torch's operations finds them."""
+    ours, theirs = (
+        torch.export.export(case.build(namespace).train(training), case.sample())
+        for namespace in (manual_nn, nn)
+    )
+    ours, theirs = ([str(node.target) for node in e.graph.nodes] for e in (ours, theirs))
+    if case.module == "ReLU6":  # torch.nn's is a hardtanh
+        theirs = [target.replace("hardtanh", "relu6") for target in theirs]
+    assert ours == theirs
 
 
 @each_module

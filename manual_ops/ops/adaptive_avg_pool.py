@@ -24,6 +24,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
 from .._modes import cached_table
+from .._overridable import overridable
 from .._precision import widen
 
 
@@ -100,6 +101,7 @@ _adaptive_avg_pool2d = bind(
 )
 
 
+@overridable(torch.nn.functional.adaptive_avg_pool2d)
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Average to a given size; drop-in for :func:`torch.nn.functional.adaptive_avg_pool2d`.
 

@@ -42,6 +42,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import lower_precision, widen, without_autocast
 from ._refusal import no_tensor
 from .softmax import times_jacobian
@@ -330,6 +331,7 @@ _attention = bind(
 )
 
 
+@overridable(torch.nn.functional.scaled_dot_product_attention)
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

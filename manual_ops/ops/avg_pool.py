@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._overridable import overridable
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
@@ -132,6 +133,7 @@ _avg_pool2d = bind(
 )
 
 
+@overridable(torch.nn.functional.avg_pool2d)
 def avg_pool2d(
     input: Tensor,
     kernel_size: IntOrTuple,

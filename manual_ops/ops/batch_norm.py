@@ -40,6 +40,7 @@ from .._blocks import block_length, blocks
 from .._fuse import fusible
 from .._layout import is_channels_last, laid_out
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import widen
 from ._refusal import no_tensor
 
@@ -416,6 +417,7 @@ _training_batch_norm = bind(_TrainingBatchNorm, _EXPECTS, fused_training)
 _evaluation_batch_norm = bind(_EvaluationBatchNorm, _EXPECTS, fused_evaluation)
 
 
+@overridable(torch.nn.functional.batch_norm)
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

@@ -16,6 +16,7 @@ Source: Bishop, Pattern Recognition and Machine Learning (2006), equation 4.90.
 import torch
 from torch import Tensor
 
+from .._overridable import overridable
 from .._precision import accumulate_wide, full_precision
 from ._loss import bind_pointwise_loss, check_constant_weights, resolve_reduction
 
@@ -44,6 +45,7 @@ _binary_cross_entropy = bind_pointwise_loss(
 )
 
 
+@overridable(torch.nn.functional.binary_cross_entropy)
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .._overridable import overridable
 from .._precision import accumulate_wide, full_precision
 from ._loss import bind_pointwise_loss, check_constant_weights, resolve_reduction
 
@@ -62,6 +63,7 @@ _with_logits = bind_pointwise_loss(
 )
 
 
+@overridable(torch.nn.functional.binary_cross_entropy_with_logits)
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,

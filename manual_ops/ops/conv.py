@@ -32,6 +32,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._overridable import overridable
 from .._precision import lower_precision, without_autocast
 from ._conv_weight_gradient import weight_gradient
 from ._refusal import no_tensor
@@ -285,6 +286,7 @@ def _padded_at_the_end(
     return torch.nn.functional.pad(input, ends), tuple(total // 2 for total in totals)
 
 
+@overridable(torch.nn.functional.conv1d)
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -316,6 +318,7 @@ def conv1d(
     return convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@overridable(torch.nn.functional.conv2d)
 def conv2d(
     input: Tensor,
     weight: Tensor,

@@ -36,6 +36,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._fuse import fusible
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import full_precision, widen
 from ._loss import check_constant_weights, resolve_reduction
 from ._refusal import no_tensor
@@ -281,6 +282,7 @@ _probability_cross_entropy = bind(
 )
 
 
+@overridable(torch.nn.functional.cross_entropy)
 def cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from ._refusal import no_tensor
 
 
@@ -62,6 +63,7 @@ class _Dropout(Function):
 _dropout = bind(_Dropout, "input of floating dtype")
 
 
+@overridable(torch.nn.functional.dropout)
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero elements at random and scale the rest; drop-in for torch's ``dropout``.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 
@@ -40,6 +41,7 @@ def _in_place(tangent: Tensor, input: Tensor, alpha: float, *, out: Tensor) -> T
 _elu = bind_pointwise(torch.nn.functional.elu, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.elu)
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """Apply ``x if x > 0 else alpha * (exp(x) - 1)``; drop-in for torch's ``elu``.
 

@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import widen
 from ._refusal import no_tensor
 
@@ -102,6 +103,7 @@ _embedding = bind(
 )
 
 
+@overridable(torch.nn.functional.embedding)
 def embedding(
     input: Tensor,
     weight: Tensor,

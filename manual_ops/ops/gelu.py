@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 # p(x) = 2 ** (_LOG2_P0 + _RATE x^2): on CPU, torch.exp is slower, 3 times so where left to MKL
@@ -75,6 +76,7 @@ def _in_place(tangent: Tensor, input: Tensor, approximate: str, *, out: Tensor) 
 _gelu = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.gelu)
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """Apply ``x P(x)``, P the normal distribution's; drop-in for :func:`torch.nn.functional.gelu`.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .._apply import bind
 from .._layout import is_channels_last, laid_out
+from .._overridable import overridable
 from .._precision import full_precision, widen
 from ._normalisation import Groups, Normalisation, check_parameters
 
@@ -54,6 +55,7 @@ _group_norm = bind(
 )
 
 
+@overridable(torch.nn.functional.group_norm)
 def group_norm(
     input: Tensor,
     num_groups: int,

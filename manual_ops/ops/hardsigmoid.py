@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 from ._bits import stop
 
@@ -46,6 +47,7 @@ def _forward(input: Tensor) -> Tensor:
 _hardsigmoid = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.hardsigmoid)
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """Apply ``relu6(x + 3) / 6`` elementwise; drop-in for torch's ``hardsigmoid``.
 

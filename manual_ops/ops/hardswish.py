@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 from ._bits import stop
 
@@ -36,6 +37,7 @@ def _in_place(tangent: Tensor, input: Tensor, *, out: Tensor) -> Tensor:
 _hardswish = bind_pointwise(torch.nn.functional.hardswish, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.hardswish)
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """Apply ``x * relu6(x + 3) / 6`` elementwise; drop-in for torch's ``hardswish``.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .._apply import bind
 from .._layout import reshaped
+from .._overridable import overridable
 from .._precision import full_precision, widen
 from ._normalisation import Groups, Normalisation, check_parameters, shaped
 from ._refusal import no_tensor
@@ -55,6 +56,7 @@ _layer_norm = bind(
 )
 
 
+@overridable(torch.nn.functional.layer_norm)
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],

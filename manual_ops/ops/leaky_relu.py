@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 
@@ -42,6 +43,7 @@ _from_output = bind_pointwise(
 _from_input = bind_pointwise(_forward, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.leaky_relu)
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """Apply ``x if x > 0 else negative_slope * x``; drop-in for torch's ``leaky_relu``.
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._overridable import overridable
 from .._precision import lower_precision
 
 
@@ -108,6 +109,7 @@ EXPECTS = (
 _linear = bind(_Linear, EXPECTS)
 
 
+@overridable(torch.nn.functional.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply ``y = x W^T + b``; drop-in for :func:`torch.nn.functional.linear`.
 

@@ -40,6 +40,7 @@ from torch.autograd import Function
 from .._apply import bind
 from .._blocks import block_length
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import autocasts, lower_precision, widen
 from ._loss import check_constant_weights, resolve_reduction
 from .cross_entropy import common_slope, cross_entropy, index_losses, index_slope
@@ -241,8 +242,6 @@ def _by_rows(function: Callable[..., Tensor], logits: Tensor, *, inplace: bool) 
 
 
 def _chunks(input: Tensor, rows: int) -> list[slice]:
-    if torch.compiler.is_exporting():  # a graph for any number of rows
-        return [slice(None)]
     return [slice(start, start + rows) for start in range(0, max(len(input), 1), max(rows, 1))]
 
 
@@ -254,6 +253,7 @@ _linear_cross_entropy = bind(
 )
 
 
+@overridable(torch.nn.functional.linear_cross_entropy)
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -329,7 +329,6 @@ def linear_cross_entropy(
         reduction != "none"
         and widen(input_) is input_
         and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_exporting()  # a graph for any number of rows
         and input_.numel() + weight_.numel() <= len(input_) * classes
     )
     result = _linear_cross_entropy(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
+from .._overridable import overridable
 from .._precision import accumulate_wide, full_precision
 
 
@@ -25,6 +26,7 @@ def _chain(tangent: Tensor, input: Tensor) -> Tensor:
 _log = bind_pointwise(torch.log, _chain, save="input")
 
 
+@overridable(torch.log)
 def log(input: Tensor) -> Tensor:
     """Apply the natural logarithm elementwise; drop-in for :func:`torch.log`.
 

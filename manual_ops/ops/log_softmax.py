@@ -13,6 +13,7 @@ p = exp(y), so only the output is needed. Source: the log of Bridle (1990), see 
 import torch
 from torch import Tensor
 
+from .._overridable import overridable
 from .._precision import accumulate_wide
 from ._softmax import bind_softmax, prepare
 
@@ -33,6 +34,7 @@ def _tangent(input_tangent: Tensor, output: Tensor, dim: int) -> Tensor:
 _log_softmax = bind_softmax(torch.log_softmax, _backward, _tangent)
 
 
+@overridable(torch.nn.functional.log_softmax)
 def log_softmax(
     input: Tensor,
     dim: int | None = None,

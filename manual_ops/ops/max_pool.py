@@ -33,6 +33,7 @@ from torch.nn.functional import pad
 from .._apply import bind
 from .._layout import is_channels_last, reshaped
 from .._modes import cached_table, may_overwrite
+from .._overridable import overridable
 from .._precision import without_autocast
 from ._sizes import IntOrTuple, as_tuple
 
@@ -286,6 +287,7 @@ _max_pool2d_with_distances = bind(_MaxPool2d, _EXPECTS, _by_columns)
 _max_pool2d = bind(_MaxPool2d, _EXPECTS, _by_columns, _without_distances)
 
 
+@overridable(torch.nn.functional.max_pool2d)
 def max_pool2d(
     input: Tensor,
     kernel_size: IntOrTuple,

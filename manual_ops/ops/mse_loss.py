@@ -22,6 +22,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import accumulate_wide, full_precision
 from ._loss import bind_pointwise_loss, reduced, resolve_reduction
 
@@ -135,6 +136,7 @@ def _plus(a: Tensor, b: Tensor | None) -> Tensor:
 _weighted_mse_loss = bind(_WeightedMSELoss, "input, target and weight of one shape")
 
 
+@overridable(torch.nn.functional.mse_loss)
 def mse_loss(
     input: Tensor,
     target: Tensor,

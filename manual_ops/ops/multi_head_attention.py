@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._overridable import overridable
 from .attention import attention
 from .linear import linear
 
 
+@overridable(torch.nn.functional.multi_head_attention_forward)
 def multi_head_attention_forward(
     query: Tensor,
     key: Tensor,

@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import full_precision, widen
 from ._loss import check_constant_weights, resolve_reduction
 
@@ -138,6 +139,7 @@ class _NLLLoss(Function):
 _nll_loss = bind(_NLLLoss, EXPECTS)
 
 
+@overridable(torch.nn.functional.nll_loss)
 def nll_loss(
     input: Tensor,
     target: Tensor,

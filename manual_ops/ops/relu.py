@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise, in_place_where_allowed
+from .._overridable import overridable
 from ._bits import stop
 
 
@@ -28,6 +29,7 @@ rectifier_chain = in_place_where_allowed(_chain, _in_place)  # for ops that end 
 _relu = bind_pointwise(torch.relu, _chain, save="output", in_place=_in_place, overwrite=torch.relu_)
 
 
+@overridable(torch.nn.functional.relu)
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Apply ``max(x, 0)`` elementwise; drop-in for :func:`torch.nn.functional.relu`.
 

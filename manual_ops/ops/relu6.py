@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from ._bits import stop
 
 
@@ -36,6 +37,7 @@ _relu6 = bind_pointwise(
 )
 
 
+@overridable(torch.nn.functional.relu6)
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """Apply ``min(max(x, 0), 6)`` elementwise; drop-in for :func:`torch.nn.functional.relu6`.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 
@@ -30,6 +31,7 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
 _sigmoid = bind_pointwise(torch.sigmoid, _chain, save="output", in_place=_in_place)
 
 
+@overridable(torch.sigmoid)
 def sigmoid(input: Tensor) -> Tensor:
     """Apply ``1 / (1 + exp(-x))`` elementwise; drop-in for :func:`torch.sigmoid`.
 

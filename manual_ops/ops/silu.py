@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._apply import bind_pointwise
 from .._blocks import blockwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 
@@ -34,6 +35,7 @@ def _in_place(tangent: Tensor, input: Tensor, *, out: Tensor) -> Tensor:
 _silu = bind_pointwise(torch.nn.functional.silu, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.silu)
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """Apply ``x * sigmoid(x)`` elementwise; drop-in for :func:`torch.nn.functional.silu`.
 

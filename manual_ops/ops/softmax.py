@@ -15,6 +15,7 @@ Outputs (1990).
 import torch
 from torch import Tensor
 
+from .._overridable import overridable
 from .._precision import accumulate_wide
 from ._softmax import bind_softmax, prepare
 
@@ -31,6 +32,7 @@ def times_jacobian(
 _softmax = bind_softmax(torch.softmax, times_jacobian, times_jacobian)
 
 
+@overridable(torch.nn.functional.softmax)
 def softmax(
     input: Tensor,
     dim: int | None = None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
+from .._overridable import overridable
 from .._precision import accumulate_wide, full_precision
 
 
@@ -43,6 +44,7 @@ def _in_place(
 _softplus = bind_pointwise(torch.nn.functional.softplus, _chain, save="input", in_place=_in_place)
 
 
+@overridable(torch.nn.functional.softplus)
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """Apply ``log(1 + exp(beta x)) / beta``; drop-in for :func:`torch.nn.functional.softplus`.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._apply import bind_pointwise
+from .._overridable import overridable
 from .._precision import accumulate_wide
 
 
@@ -28,6 +29,7 @@ def _in_place(tangent: Tensor, output: Tensor, *, out: Tensor) -> Tensor:
 _tanh = bind_pointwise(torch.tanh, _chain, save="output", in_place=_in_place)
 
 
+@overridable(torch.tanh)
 def tanh(input: Tensor) -> Tensor:
     """Apply the hyperbolic tangent elementwise; drop-in for :func:`torch.tanh`.
 
