@@ -7,10 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.compiler import is_compiling
 
 from ._fuse import fusible
 from ._modes import forward_ad_active, may_overwrite
+
+# By one name: each lookup counts, in every call of every op.
+_transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 def bind(
@@ -35,10 +38,8 @@ def bind(
     * torch.func needs two more things of ``jvp`` and ``setup_context``, see ``_Nestable``.
     * Where nothing is to be differentiated a Function is only overhead: ``forward`` is called.
 
-    And two of torch's own protocols. A tensor of a subclass goes through its
-    ``__torch_function__``, as with a function of torch: wrapped inside ``forward``, an output would
-    be a view, which cannot be changed in place. ``torch.jit.trace`` records ``forward``; it can
-    neither save a Function nor differentiate one.
+    And ``torch.jit.trace`` records ``forward``: it can neither save a Function nor differentiate
+    one.
 
     Args:
         op: Function with ``forward``, ``setup_context``, ``backward`` and ``jvp``. What it saves
@@ -60,15 +61,13 @@ def bind(
     names = _argument_names(op)
 
     def apply(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            if torch._C._are_functorch_transforms_active():
+        if is_compiling():
+            if _transforms_are_active():
                 return forward(*args)
             return traced.apply(*_distinct(args))
         try:
-            if torch._C._are_functorch_transforms_active():
+            if _transforms_are_active():
                 return transformed.apply(*args)
-            if has_torch_function(args) and not torch._C._is_torch_function_mode_enabled():
-                return handle_torch_function(apply, args, *args)
             if torch._C._is_tracing():
                 return forward(*args)
             if _is_differentiated(args):
@@ -280,8 +279,8 @@ def bind_pointwise(
 def _is_plain_intermediate(input: Tensor) -> bool:
     """Whether a Function may overwrite ``input``: in eager reverse mode, no leaf and no view."""
     return isinstance(input, Tensor) and not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        is_compiling()
+        or _transforms_are_active()
         or forward_ad_active()
         or input.is_leaf
         or input._is_view()

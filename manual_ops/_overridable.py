@@ -6,21 +6,24 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_overloaded_args, has_torch_function_variadic
+from torch.compiler import is_compiling, is_exporting
+from torch.overrides import TorchFunctionMode, _get_overloaded_args, has_torch_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def overridable(theirs: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate an op of the signature of ``theirs``, a function of torch.
+def overridable(
+    theirs: Callable[..., Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate an op of the signature of ``theirs``, a function of torch; None if there is none.
 
     Two protocols of PyTorch know functions by who they are:
 
     * A tensor of a subclass has a ``__torch_function__`` (quantised weights, say), which is
       called with ``theirs``. What it leaves to PyTorch comes back to the op.
-    * ``torch.export`` and ``torch.jit.trace`` record ``theirs``: their graphs, which keep no
-      Function in any case, go to programs that know torch's functions and not what ours do.
+    * ``torch.export`` records ``theirs``: its graphs, which keep no Function in any case, go to
+      programs that know torch's functions, and would not know what ours are made of.
 
     What has a ``__torch_function__`` and is no tensor, as torch.fx's proxies, is called with the
     op itself, so that code that was recorded runs the op.
@@ -29,12 +32,12 @@ def overridable(theirs: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
     def decorate(op: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(op)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.compiler.is_compiling():
-                return (theirs if torch.compiler.is_exporting() else op)(*args, **kwargs)
-            if has_torch_function_variadic(*args, *kwargs.values()):
-                if not torch._C._is_torch_function_mode_enabled():
-                    return _handed_over(theirs, call, args, kwargs)  # type: ignore[no-any-return]
-            elif torch._C._is_tracing():
+            overridden = has_torch_function(args) or (
+                kwargs and has_torch_function(tuple(kwargs.values()))
+            )
+            if overridden and not (is_compiling() or torch._C._is_torch_function_mode_enabled()):
+                return _handed_over(theirs or call, call, args, kwargs)  # type: ignore[no-any-return]
+            if theirs and is_exporting():
                 return theirs(*args, **kwargs)  # type: ignore[no-any-return]
             return op(*args, **kwargs)
 

@@ -36,6 +36,7 @@ from torch.autograd import Function
 
 from .._apply import bind
 from .._modes import may_overwrite
+from .._overridable import overridable
 from .._precision import lower_precision, widen
 from ._refusal import no_tensor
 from ._sizes import IntOrTuple, as_tuple
@@ -224,6 +225,7 @@ _batch_norm_relu_convolution = bind(
 )
 
 
+@overridable()
 def batch_norm_relu_conv2d(
     input: Tensor,
     running_mean: Tensor | None,

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._overridable import overridable
 from ._sizes import IntOrTuple
 from .conv import EXPECTS, Problem, convolve, gradients, plain_convolution, tangent
 from .relu import rectifier_chain
@@ -83,6 +84,7 @@ def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
 _convolution_relu = bind(_ConvolutionReLU, EXPECTS, _in_place)
 
 
+@overridable()
 def conv2d_relu(
     input: Tensor,
     weight: Tensor,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._overridable import overridable
 from .linear import EXPECTS, call_by_rows, gradients, tangent
 from .relu import rectifier_chain
 
@@ -66,6 +67,7 @@ def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 _linear_relu = bind(_LinearReLU, EXPECTS, _in_place)
 
 
+@overridable()
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply ``max(x W^T + b, 0)``: ``relu(linear(input, weight, bias))`` in one op.
 
