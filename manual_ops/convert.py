@@ -277,7 +277,7 @@ def _swap(model: nn.Module, classes: dict[type, type], dry_run: bool) -> Report:
             inside.update(module.modules())
             if not dry_run:
                 module.__class__ = classes[kind]
-        elif isinstance(module, tuple(classes)) or (converting and _is_layer(module)):
+        elif not classes.keys().isdisjoint(kind.__mro__) or (converting and _is_layer(module)):
             left.append(replace(layer, note=_reason(module)))
         elif converting and _has_parameters(module):
             other.append(replace(layer, note=f"parameters held by {_public_name(kind)}"))

@@ -139,6 +139,11 @@ def test_every_op_has_a_module() -> None:
     assert set(OPS) - WITHOUT_MODULE <= called
 
 
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
+def test_public_function_is_overridable(op: str) -> None:
+    assert hasattr(getattr(functional, op), "__wrapped__")
+
+
 @pytest.mark.parametrize("name", manual_nn.__all__)
 def test_module_overrides_forward_only(name: str) -> None:
     ours, theirs = getattr(manual_nn, name), getattr(nn, name)
@@ -152,6 +157,7 @@ def test_module_overrides_forward_only(name: str) -> None:
         "__annotations__",
         "__firstlineno__",
         "__static_attributes__",
+        *("__abstractmethods__", "_abc_impl", "_twin"),  # of the metaclass
     }
     assert "forward" in added
     assert inspect.getdoc(ours) != inspect.getdoc(theirs)

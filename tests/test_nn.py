@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -361,3 +361,37 @@ def test_namespaces_take_the_place_of_torchs() -> None:
     assert {"pad", "relu"} <= set(dir(functional))
     with pytest.raises(AttributeError, match="no_such"):
         _ = functional.no_such
+
+
+@pytest.mark.parametrize("name", manual_nn.__all__)
+def test_layers_that_torch_made_are_instances_too(name: str) -> None:
+    """As where ``nn`` was torch.nn; a class derived from the layer has none but its own."""
+    ours, theirs = getattr(manual_nn, name), getattr(nn, name)
+    derived = type(name, (ours,), {})
+    made = theirs.__new__(theirs)
+    assert isinstance(made, ours)
+    assert issubclass(theirs, ours)
+    assert issubclass(derived, ours)
+    assert not isinstance(made, derived)
+    assert not isinstance(ours.__new__(ours), derived)
+    assert not isinstance(nn.Identity(), ours)
+
+
+def test_layers_inside_of_torchs_layers_are_found() -> None:
+    layer = manual_nn.TransformerEncoderLayer(8, 2, 16)
+    found = [name for name, module in layer.named_modules() if isinstance(module, manual_nn.Linear)]
+    assert found == ["self_attn.out_proj", "linear1", "linear2"]
+
+
+def test_a_layer_can_be_mixed_with_an_abstract_class() -> None:
+    class Counted(manual_nn.Linear, Sized):
+        def __len__(self) -> int:
+            return self.out_features
+
+    assert len(Counted(2, 3)) == 3
+    assert not isinstance(nn.Linear(2, 3), Counted)
+
+
+def test_attention_is_torchs_package() -> None:
+    """Beside it no module of ours of that name."""
+    assert manual_nn.attention is nn.attention

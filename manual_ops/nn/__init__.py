@@ -2,7 +2,8 @@
 
 Each class that ``__all__`` lists is a subclass of its torch.nn twin and overrides the computation
 only: parameters, initialisation, ``state_dict`` keys, ``repr`` and ``isinstance`` checks are
-torch's. Every other name of ``torch.nn`` (``Module``, ``Sequential``, ``Flatten``, ``Parameter``,
+torch's, the last in both directions: a ``torch.nn.Linear`` is an instance of ``Linear`` here.
+Every other name of ``torch.nn`` (``Module``, ``Sequential``, ``Flatten``, ``Parameter``,
 ``init``, layers not derived by hand) is torch's own, and ``functional`` is
 ``manual_ops.functional``, so ``from manual_ops import nn`` takes the place of ``from torch import
 nn``. Layers that torch.nn has as two or three stand in ``fused.py``.
@@ -27,7 +28,6 @@ from .activation import SiLU as SiLU
 from .activation import Softmax as Softmax
 from .activation import Softplus as Softplus
 from .activation import Tanh as Tanh
-from .attention import MultiheadAttention as MultiheadAttention
 from .conv import Conv1d as Conv1d
 from .conv import Conv2d as Conv2d
 from .dropout import Dropout as Dropout
@@ -41,6 +41,7 @@ from .loss import BCEWithLogitsLoss as BCEWithLogitsLoss
 from .loss import CrossEntropyLoss as CrossEntropyLoss
 from .loss import MSELoss as MSELoss
 from .loss import NLLLoss as NLLLoss
+from .multihead_attention import MultiheadAttention as MultiheadAttention
 from .norm import BatchNorm1d as BatchNorm1d
 from .norm import BatchNorm2d as BatchNorm2d
 from .norm import GroupNorm as GroupNorm

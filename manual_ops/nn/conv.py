@@ -5,9 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._twin import Twin
 
 
-class Conv1d(nn.Conv1d):
+class Conv1d(nn.Conv1d, metaclass=Twin):
     """See :class:`torch.nn.Conv1d` and :func:`manual_ops.functional.conv1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ class Conv1d(nn.Conv1d):
         )
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d, metaclass=Twin):
     """See :class:`torch.nn.Conv2d` and :func:`manual_ops.functional.conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._twin import Twin
 
 
-class Embedding(nn.Embedding):
+class Embedding(nn.Embedding, metaclass=Twin):
     """See :class:`torch.nn.Embedding` and :func:`manual_ops.functional.embedding`."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._twin import Twin
 
 
-class NLLLoss(nn.NLLLoss):
+class NLLLoss(nn.NLLLoss, metaclass=Twin):
     """See :class:`torch.nn.NLLLoss` and :func:`manual_ops.functional.nll_loss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ class NLLLoss(nn.NLLLoss):
         )
 
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
+class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=Twin):
     """See :class:`torch.nn.CrossEntropyLoss` and :func:`manual_ops.functional.cross_entropy`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
 if hasattr(nn, "LinearCrossEntropyLoss"):  # new in torch 2.13
 
-    class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
+    class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss, metaclass=Twin):
         """See :class:`torch.nn.LinearCrossEntropyLoss`; on ``linear_cross_entropy``."""
 
         def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -53,14 +54,14 @@ if hasattr(nn, "LinearCrossEntropyLoss"):  # new in torch 2.13
             )
 
 
-class BCELoss(nn.BCELoss):
+class BCELoss(nn.BCELoss, metaclass=Twin):
     """See :class:`torch.nn.BCELoss` and :func:`manual_ops.functional.binary_cross_entropy`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy(input, target, self.weight, reduction=self.reduction)
 
 
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=Twin):
     """See :class:`torch.nn.BCEWithLogitsLoss`; on ``binary_cross_entropy_with_logits``."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         )
 
 
-class MSELoss(nn.MSELoss):
+class MSELoss(nn.MSELoss, metaclass=Twin):
     """See :class:`torch.nn.MSELoss` and :func:`manual_ops.functional.mse_loss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from torch import distributed as dist
 
 from .. import functional as F
 from ..ops.sync_batch_norm import sync_batch_norm
+from ._twin import Twin
 
 
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(nn.modules.batchnorm._BatchNorm, metaclass=Twin):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         running_mean, running_var, momentum = tracked(self)
@@ -92,14 +93,14 @@ def _processes(group: Any) -> int:
     return dist.get_world_size(group)
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, metaclass=Twin):
     """See :class:`torch.nn.LayerNorm` and :func:`manual_ops.functional.layer_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm, metaclass=Twin):
     """See :class:`torch.nn.GroupNorm` and :func:`manual_ops.functional.group_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:

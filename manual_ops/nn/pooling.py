@@ -5,9 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._twin import Twin
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(nn.MaxPool2d, metaclass=Twin):
     """See :class:`torch.nn.MaxPool2d` and :func:`manual_ops.functional.max_pool2d`."""
 
     def forward(self, input: Tensor) -> Any:
@@ -22,7 +23,7 @@ class MaxPool2d(nn.MaxPool2d):
         )
 
 
-class AvgPool2d(nn.AvgPool2d):
+class AvgPool2d(nn.AvgPool2d, metaclass=Twin):
     """See :class:`torch.nn.AvgPool2d` and :func:`manual_ops.functional.avg_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class AvgPool2d(nn.AvgPool2d):
         )
 
 
-class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d, metaclass=Twin):
     """See :class:`torch.nn.AdaptiveAvgPool2d`; on ``adaptive_avg_pool2d``."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ _linear_cross_entropy = bind(
 )
 
 
-@overridable(torch.nn.functional.linear_cross_entropy)
+@overridable(getattr(torch.nn.functional, "linear_cross_entropy", None))  # new in torch 2.13
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from .. import functional as F
+from ._twin import Twin
 
 
-class MultiheadAttention(nn.MultiheadAttention):
+class MultiheadAttention(nn.MultiheadAttention, metaclass=Twin):
     """See :class:`torch.nn.MultiheadAttention`; on ``multi_head_attention_forward``.
 
     Evaluation runs what training does: torch's separate fast path, and the nested tensors that
