@@ -22,6 +22,7 @@ import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as torch_functional
@@ -109,6 +110,8 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
     kind = type(module).__name__
     tracer = Tracer(module, Fused)
     try:
+        if isinstance(module, fx.GraphModule):
+            raise fx.proxy.TraceError("its code is a graph of torch.fx, which writes it anew")
         graph = tracer.trace_in_both_modes()
     except Exception as error:  # whatever the code of a model raises when it is handed a proxy
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -141,14 +144,26 @@ def _unfinished(kind: Any) -> Any:
     return module
 
 
+# One class for all modules of the same code, so that a copy is of the class it was copied from.
+_made: WeakValueDictionary[Any, type] = WeakValueDictionary()
+
+
 def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
     kind: Any = type(module)
     graph.on_generate_code(lambda _: lambda body: [_guard(kind, graph), *body])
     code = graph.python_code("self")
-    names = {**code.globals, "_original_forward": kind.forward}
-    exec(code.src, names)
-    members = {"forward": names["forward"], "__module__": kind.__module__, "__doc__": kind.__doc__}
-    module.__class__ = type(f"Fused{kind.__name__}", (Fused, kind), members)
+    key = (kind, code.src, frozenset((name, id(value)) for name, value in code.globals.items()))
+    if key not in _made:
+        names = {**code.globals, "_original_forward": kind.forward}
+        exec(code.src, names)
+        members = {
+            "forward": names["forward"],
+            "__module__": kind.__module__,
+            "__doc__": kind.__doc__,
+        }
+        made = type(f"Fused{kind.__name__}", (Fused, kind), members)
+        _made[key] = made
+    module.__class__ = _made[key]
 
 
 def _guard(kind: Any, graph: fx.Graph) -> str:

@@ -553,6 +553,18 @@ def test_traced_first() -> None:
     assert not backward_kernels(ours)
 
 
+def test_traced_first_and_fused() -> None:
+    """A graph of torch.fx writes its code anew whenever it likes, and is left alone by fuse."""
+    traced = torch.fx.symbolic_trace(network())
+    ours, report = convert(traced, fuse=True)
+    assert report.share == 1
+    assert "graph of torch.fx" in report.unfused[0].note
+    ours.eval().recompile()
+    again = pickle.loads(pickle.dumps(ours))
+    x = images()
+    torch.testing.assert_close(again(x), ours(x))
+
+
 def test_synchronised_batch_norm_first() -> None:
     """It builds torch.nn's layer out of any batch norm, so convert comes after it."""
     model, _ = convert(network())

@@ -527,6 +527,23 @@ def test_copies_are_fused(copied: Callable[[Any], nn.Module]) -> None:
     assert not torch.equal(again(x), model(x)), "the copy has parameters of its own"
 
 
+def test_copies_are_of_one_class() -> None:
+    """So that they stack, for an ensemble."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    ensemble = [manual_ops.convert(model, fuse=True).model for _ in range(2)]
+    ensemble.append(copy.deepcopy(ensemble[0]))
+    assert len({type(one) for one in ensemble}) == 1
+    parameters, buffers = torch.func.stack_module_state(ensemble)
+    x = torch.randn(5, 3)
+
+    def output(of_one: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(ensemble[0], of_one, (x,))
+
+    found = torch.vmap(output)(parameters)
+    torch.testing.assert_close(found, model(x).expand(3, 5, 2))
+    assert not buffers
+
+
 def test_revert_and_fuse_again() -> None:
     model = models.build("cifar-cnn", nn, (3, 32, 32), 10)
     fused, report = manual_ops.convert(model, fuse=True, inplace=True)

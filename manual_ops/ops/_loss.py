@@ -29,6 +29,9 @@ def resolve_reduction(reduction: str, size_average: bool | None, reduce: bool | 
     """
     if size_average is not None or reduce is not None:
         return _reduction.legacy_get_string(size_average, reduce)
+    if reduction == "elementwise_mean":
+        _reduction.get_enum(reduction)  # warns that it is deprecated
+        return "mean"
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(
             f"{reduction} is not a valid value for reduction: expected none, mean or sum"

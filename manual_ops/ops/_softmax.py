@@ -79,7 +79,7 @@ def prepare(
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "
             "Change the call to include dim=X as an argument.",
-            stacklevel=stacklevel,
+            stacklevel=stacklevel + 1,  # the decorator's
         )
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if dtype is not None:

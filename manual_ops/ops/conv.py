@@ -280,7 +280,7 @@ def _padded_at_the_end(
         warnings.warn(
             "Using padding='same' with even kernel lengths and odd dilation may require a "
             "zero-padded copy of the input be created",
-            stacklevel=4,
+            stacklevel=5,
         )
     ends = [extra for total in reversed(totals) for extra in (0, total % 2)]
     return torch.nn.functional.pad(input, ends), tuple(total // 2 for total in totals)

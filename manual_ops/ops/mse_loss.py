@@ -168,7 +168,7 @@ def mse_loss(
             f"Using a target size ({target.size()}) that is different to the input size "
             f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
             "Please ensure they have the same size.",
-            stacklevel=2,
+            stacklevel=3,  # this function's decorator, then its caller
         )
     reduction = resolve_reduction(reduction, size_average, reduce)
     wide, wide_target = _broadcast(input, target)

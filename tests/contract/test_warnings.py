@@ -56,6 +56,11 @@ def test_size_average_and_reduce(name: str, size_average: bool | None, reduce: b
     assert_same(name, BETWEEN, TARGETS[name], size_average=size_average, reduce=reduce)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_reduction_by_its_former_name(name: str) -> None:
+    assert_same(name, BETWEEN, TARGETS[name], reduction="elementwise_mean")
+
+
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 1), (3, 5, 4)], ids=str)
 def test_mse_loss_of_broadcast_shapes(shape: tuple[int, ...]) -> None:
     target = torch.linspace(0, 1, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
