@@ -33,7 +33,9 @@ def override() -> AbstractContextManager[Any]:
     ``F.hardswish``, ``F.relu_`` and the like (but ``x.relu_()``). There, convert the layer.
 
     An activation checkpoint computes its segment again during backward, when this context is long
-    left. Enter it inside the segment; one that does not is left to torch both times.
+    left. Enter it inside the segment; one that does not is left to torch both times. Where a
+    context like this one is open, ``nn.TransformerEncoder`` does not take its fast path for
+    evaluation, which alone gives zeros at padded positions.
     """
     checkpoint = _checkpoint()
     for mode in _get_current_function_mode_stack():
