@@ -19,7 +19,7 @@ What is looked for, in this order:
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -120,9 +120,9 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
     else:
         runs = tuple(_rewrite(graph, module))
         yield Piece(name, kind, runs)
-        if runs and not dry_run:
-            _set_forward(module, graph)
         parts = tracer.called_as_a_whole
+        if runs and not dry_run:
+            _set_forward(module, graph, _looks(module, runs, {part for _, part in parts}))
     for part_name, part in parts:
         yield from _pieces(part, f"{name}.{part_name}" if name else part_name, dry_run, seen)
 
@@ -148,13 +148,61 @@ def _unfinished(kind: Any) -> Any:
 _made: WeakValueDictionary[Any, type] = WeakValueDictionary()
 
 
-def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
+class _Look(NamedTuple):
+    """What a part of a piece looked like when its code was traced.
+
+    Attributes:
+        path: The names that lead to it.
+        kind: Its class; None for the piece itself, which gets another.
+        children: The names of its own parts.
+    """
+
+    path: tuple[str, ...]
+    kind: type | None
+    children: tuple[str, ...]
+
+
+def _looks(
+    piece: nn.Module, runs: Iterable[Run], whole: Collection[nn.Module]
+) -> tuple[_Look, ...]:
+    """Look at what was traced through, and at the layers of the runs; others are called anyway."""
+    fused = {name for run in runs for name in run.layers}
+    looks = []
+
+    def look(module: nn.Module, path: tuple[str, ...]) -> None:
+        if module in whole or (is_indivisible(module) and ".".join(path) not in fused):
+            return
+        looks.append(_Look(path, type(module) if path else None, tuple(module._modules)))
+        for name, child in module._modules.items():
+            if child is not None:
+                look(child, (*path, name))
+
+    look(piece, ())
+    return tuple(looks)
+
+
+def _look_different(piece: nn.Module, looks: tuple[_Look, ...]) -> bool:
+    """Whether a part was put in another's place, appended, or got hooks since it was looked at."""
+    for path, kind, children in looks:
+        module: nn.Module | None = piece
+        for name in path:
+            module = module._modules.get(name) if module else None
+        if module is None or tuple(module._modules) != children:
+            return True
+        if kind is not None and (type(module) is not kind or not is_bare(module)):
+            return True
+    return False
+
+
+def _set_forward(module: nn.Module, graph: fx.Graph, looks: tuple[_Look, ...]) -> None:
     kind: Any = type(module)
     graph.on_generate_code(lambda _: lambda body: [_guard(kind, graph), *body])
     code = graph.python_code("self")
-    key = (kind, code.src, frozenset((name, id(value)) for name, value in code.globals.items()))
+    known = frozenset((name, id(value)) for name, value in code.globals.items())
+    key = (kind, code.src, known, looks)
     if key not in _made:
-        names = {**code.globals, "_original_forward": kind.forward}
+        own = {"_original_forward": kind.forward, "_look_different": _look_different}
+        names = {**code.globals, **own, "_looks": looks}
         exec(code.src, names)
         members = {
             "forward": names["forward"],
@@ -167,7 +215,10 @@ def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _guard(kind: Any, graph: fx.Graph) -> str:
-    """Return the line that runs the original code where an argument is None: a proxy never was."""
+    """Return the line that runs the original code where what was traced says nothing about it.
+
+    Where an argument is None, which a proxy never was, or the layers are not those they were.
+    """
     given = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     parameters = inspect.signature(kind.forward).parameters
     passed = [
@@ -175,7 +226,8 @@ def _guard(kind: Any, graph: fx.Graph) -> str:
         for name in given
     ]
     missing = " or ".join(f"{name} is None" for name in given) or "False"
-    return f"if {missing}: return _original_forward({', '.join(('self', *passed))})\n"
+    otherwise = f"_original_forward({', '.join(('self', *passed))})"
+    return f"if {missing} or _look_different(self, _looks): return {otherwise}\n"
 
 
 @dataclass(frozen=True)

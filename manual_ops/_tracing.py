@@ -235,11 +235,11 @@ def is_indivisible(module: nn.Module) -> bool:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling ``module`` is no more than calling the forward of its class."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or parametrize.is_parametrized(module)
     )
-    replaced = "forward" in vars(module) or parametrize.is_parametrized(module)
-    return not any(hooks) and not replaced

@@ -24,8 +24,8 @@ Order, where a model is also wrapped or rewritten by others:
 With ``fuse=True`` fused ops run neighbouring layers: ``_fusion.py`` says which, and how. The code
 that calls them is traced once, as by ``torch.fx``: what it decides by the values of attributes is
 decided for good (a piece that asks for ``self.training``, or does what a trace does not show, is
-left alone), and layers in a fused run are not called themselves, so that hooks put on them later
-are not either. Fuse after ``fully_shard``.
+left alone). Where its layers are later replaced, or get hooks, it runs its own code again. Fuse
+after ``fully_shard``.
 """
 
 import copy

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import manual_ops
@@ -511,6 +512,86 @@ def test_hooks_on_parts_are_called() -> None:
     assert [layer.name for layer in report.fused] == ["1 + 2", "0.0 + 0.1"]
     fused(torch.randn(2, 4))
     assert called == ["part"]
+
+
+def _activation_replaced(model: Any) -> None:
+    model.block.relu = nn.Tanh()
+
+
+def _layer_appended(model: Any) -> None:
+    model.last.append(nn.Sigmoid())
+
+
+def _norm_replaced(model: Any) -> None:
+    model.block.norm = nn.Identity()
+
+
+def _pruned(model: Any) -> None:
+    prune.l1_unstructured(model.last[0], "weight", 0.5)
+
+
+def _hooked(model: Any) -> None:
+    model.block.conv.register_forward_hook(lambda _layer, _input, output: output * 2)
+
+
+def _parametrised(model: Any) -> None:
+    parametrizations.weight_norm(model.block.conv)
+
+
+def _container_hooked(model: Any) -> None:
+    model.last.register_forward_pre_hook(lambda _layer, inputs: (inputs[0] + 1,))
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.relu, self.conv = nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.relu(self.norm(x)))
+
+
+class _Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = _Block(), nn.Sequential(nn.Linear(12, 5), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _activation_replaced,
+        _layer_appended,
+        _norm_replaced,
+        _pruned,
+        _hooked,
+        _parametrised,
+        _container_hooked,
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_changed_after_fusing(
+    change: Callable[[Any], None], compiled: bool, fresh_compiler: None
+) -> None:
+    """The forward as it is written runs again, in training over several steps."""
+    model = _Blocks()
+    fused, report = manual_ops.convert(model, fuse=True)
+    assert [layer.kind for layer in report.fused] == ["batch_norm_relu_conv2d", "linear_relu"]
+    x, trained = torch.randn(4, 2, 4, 4), []
+    for one in (model, fused):
+        change(one)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        run = torch.compile(one, backend="eager", fullgraph=True) if compiled else one
+        for _ in range(3):
+            loss = run(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trained.append(one.state_dict())
+    torch.testing.assert_close(trained[1], trained[0])
 
 
 @pytest.mark.parametrize(
