@@ -29,7 +29,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor, fx, nn
 
 from . import nn as manual_nn
-from ._tracing import IN_PLACE, Tracer, is_bare, is_indivisible
+from ._tracing import IN_PLACE, Tracer, has_code_of_its_own, is_bare, is_indivisible
 from .nn import fused
 
 _RELU = {torch.relu, torch.relu_, torch_functional.relu, torch_functional.relu_, "relu", "relu_"}
@@ -189,7 +189,7 @@ def _look_different(piece: nn.Module, looks: tuple[_Look, ...]) -> bool:
             module = module._modules.get(name) if module else None
         if module is None or tuple(module._modules) != children:
             return True
-        if kind is not None and (type(module) is not kind or not is_bare(module)):
+        if kind is not None and (type(module) is not kind or has_code_of_its_own(module)):
             return True
     return False
 

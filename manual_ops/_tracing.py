@@ -235,11 +235,15 @@ def is_indivisible(module: nn.Module) -> bool:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling ``module`` is no more than calling the forward of its class."""
-    return not (
+    return not (has_code_of_its_own(module) or parametrize.is_parametrized(module))
+
+
+def has_code_of_its_own(module: nn.Module) -> bool:
+    """Whether ``module`` has hooks, or a forward that its class has not."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
-        or parametrize.is_parametrized(module)
+        or "forward" in module.__dict__
     )
