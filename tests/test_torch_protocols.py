@@ -84,29 +84,24 @@ def names_of_graph(output: Tensor) -> set[str]:
     return names
 
 
-class Quantised:
-    """A weight that is no array of floats: it knows what a linear layer is, and nothing else."""
+def quantised(values: Tensor) -> Tensor:
+    """Return a weight that is no array of floats: it knows what a linear layer is, nothing else."""
+    integers = values.round().to(torch.int8)
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values.round().to(torch.int8)
+    class Weight(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch_functional.linear:
+                input, _weight, bias = args
+                return func(input, integers.to(input.dtype), bias)
+            return super().__torch_function__(func, types, args, kwargs or {})
 
-    def make(self) -> Tensor:
-        outer = self
-
-        class Weight(Tensor):
-            @classmethod
-            def __torch_function__(cls, func, types, args=(), kwargs=None):
-                if func is torch_functional.linear:
-                    input, _weight, bias = args
-                    return torch_functional.linear(input, outer.values.to(input.dtype), bias)
-                return super().__torch_function__(func, types, args, kwargs or {})
-
-        return torch.empty(self.values.shape, device="meta").as_subclass(Weight)
+    return torch.empty(values.shape, device="meta").as_subclass(Weight)
 
 
 def test_a_weight_that_knows_linear_layers() -> None:
     weight, x = torch.randn(4, 3) * 9, torch.randn(2, 3, requires_grad=True)
-    found = F.linear(x, Quantised(weight).make(), None)
+    found = F.linear(x, quantised(weight), None)
     torch.testing.assert_close(found, x @ weight.round().mT)
     assert found.grad_fn.name() == "_LinearBackward"
 
