@@ -39,6 +39,8 @@ from .._modes import may_overwrite
 _WINDOWS = 1 << 21  # elements in a block of ``_by_pixels``, some megabytes
 _GRIDS = 1 << 19  # elements in a block of ``_by_taps``, which are read once for each tap
 _MANY_POSITIONS = 64  # of an output, for a product of matrices of each sample to be worth its size
+# There a narrow convolution with channels last, read literally, takes twice as long as other ways.
+_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def weight_gradient(
@@ -132,7 +134,7 @@ def _suits_pixels(
     if len(kernel) != 2 or taps > 9:
         return False
     if is_channels_last(input):
-        return in_channels >= 32 and (out_channels >= 128 or overlap < 3)
+        return in_channels >= 32 and (out_channels >= 128 or overlap < 3 or _AVX512)
     # Channels are moved first, which has to pay.
     enough = 64 if overlap < 3 else 128
     pays = taps > 1 or positions < _MANY_POSITIONS
@@ -175,7 +177,7 @@ def _suits_taps(grad_output: Tensor, input: Tensor, geometry: _Geometry) -> bool
         and is_channels_last(input)
         and 16 <= input.shape[1] <= 64
         and grad_output.shape[1] <= 64
-        and positions >= 512
+        and positions >= (128 if _AVX512 else 512)
     )
 
 
