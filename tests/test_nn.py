@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -375,6 +376,8 @@ def test_layers_that_torch_made_are_instances_too(name: str) -> None:
     assert not isinstance(made, derived)
     assert not isinstance(ours.__new__(ours), derived)
     assert not isinstance(nn.Identity(), ours)
+    assert isinstance(Mock(spec=ours), ours)
+    assert isinstance(Mock(spec=derived), derived)
 
 
 def test_layers_inside_of_torchs_layers_are_found() -> None:

@@ -18,12 +18,11 @@ class Twin(ABCMeta):  # not type: a layer may be mixed with an abstract class, a
     def __init__(cls, name: str, bases: tuple[type, ...], *args: Any, **kwargs: Any) -> None:
         super().__init__(name, bases, *args, **kwargs)
         twin = getattr(nn, name, None)
-        cls._twin = twin if twin in bases else None
+        # What is derived from the class is derived from the twin as well.
+        cls._asked_for = twin if twin in bases else cls
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return cls.__subclasscheck__(type(instance))
+        return type.__instancecheck__(cls._asked_for, instance)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return type.__subclasscheck__(cls, subclass) or (
-            cls._twin is not None and issubclass(subclass, cls._twin)
-        )
+        return type.__subclasscheck__(cls._asked_for, subclass)
