@@ -110,8 +110,6 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
     kind = type(module).__name__
     tracer = Tracer(module, Fused)
     try:
-        if isinstance(module, fx.GraphModule):
-            raise fx.proxy.TraceError("its code is a graph of torch.fx, which writes it anew")
         graph = tracer.trace_in_both_modes()
     except Exception as error:  # whatever the code of a model raises when it is handed a proxy
         lines = str(error).strip().splitlines() or [type(error).__name__]

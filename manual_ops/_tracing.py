@@ -109,7 +109,7 @@ class Tracer(fx.Tracer):
             return False
         whole = (
             not is_bare(m)
-            or isinstance(m, self.rewritten)
+            or isinstance(m, (self.rewritten, fx.GraphModule))
             or super().is_leaf_module(m, module_qualified_name)
         )
         if whole:
@@ -118,6 +118,8 @@ class Tracer(fx.Tracer):
 
     def trace_in_both_modes(self) -> fx.Graph:
         """Trace in training and in evaluation: code that differs cannot be rewritten once."""
+        if isinstance(self.module, fx.GraphModule):
+            raise fx.proxy.TraceError("its code is a graph of torch.fx, which writes it anew")
         graphs = []
         for training in (False, True):
             self.called_as_a_whole.clear()

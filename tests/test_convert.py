@@ -563,6 +563,10 @@ def test_traced_first_and_fused() -> None:
     again = pickle.loads(pickle.dumps(ours))
     x = images()
     torch.testing.assert_close(again(x), ours(x))
+    around = nn.Sequential(torch.fx.symbolic_trace(network()), nn.Linear(3, 3), nn.ReLU())
+    _, report = convert(around, fuse=True)
+    assert [layer.name for layer in report.fused] == ["1 + 2"]
+    assert report.unfused[0].name == "0"
 
 
 def test_synchronised_batch_norm_first() -> None:
