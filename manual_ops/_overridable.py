@@ -26,7 +26,8 @@ def overridable(
       programs that know torch's functions, and would not know what ours are made of.
 
     What has a ``__torch_function__`` and is no tensor, as torch.fx's proxies, is called with the
-    op itself, so that code that was recorded runs the op.
+    op itself, so that code that was recorded runs the op. Under a ``TorchFunctionMode`` the op
+    runs, and the mode sees the functions that it is made of.
     """
 
     def decorate(op: Callable[P, R]) -> Callable[P, R]:

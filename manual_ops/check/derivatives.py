@@ -149,9 +149,9 @@ def forward_mode(check: Check, exam: Exam) -> Iterator[Row]:
     cause = "" if together.failed else _NO_TANGENT
     if len(op.tensors) > 1:
         for i, name in enumerate(op.tensor_names):
-            alone = partial(_forward, check, _of_one(op, i), (op.tensors[i],), tangents)
-            subject = f"{name} alone"
-            yield check.attempt(subject, partial(alone, subject, cause))
+            function, point, subject = _of_one(op, i), (op.tensors[i],), f"{name} alone"
+            find = partial(_forward, check, function, point, tangents, subject, cause)
+            yield check.attempt(subject, find)
 
 
 def forward_over_reverse(check: Check, exam: Exam) -> Iterator[Row]:
