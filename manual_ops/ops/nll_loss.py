@@ -108,9 +108,9 @@ class _NLLLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         target, weight = ctx.saved_tensors
-        zeros = grad_output.new_zeros(ctx.input_shape)
         if 0 in ctx.input_shape:  # no class, and no place for the index that stands for ignored
-            return zeros, None, None, None, None
+            return grad_output.new_zeros(ctx.input_shape), None, None, None, None
+        zeros = grad_output.new_zeros(ctx.input_shape)
         dim = class_dim(zeros)
         settings = target, weight, ctx.ignore_index, ctx.reduction
         factor = common_factor(grad_output, *settings)
