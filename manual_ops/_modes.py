@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 Table = TypeVar("Table")
@@ -29,6 +30,25 @@ def may_overwrite(grad_output: Tensor) -> bool:
         or torch._C._functorch.is_functorch_wrapped_tensor(grad_output)
         or torch._C._functorch.is_legacy_batchedtensor(grad_output)
     )
+
+
+def write_below(target: Tensor, value: Tensor) -> None:
+    """``target.copy_(value)``, also where torch.func only finds ``target`` outside of the function.
+
+    ``grad`` and ``jvp`` refuse to write to what they do not differentiate by. A kernel of ATen that
+    updates its arguments does so below them, and so does this.
+    """
+    compiling = torch.compiler.is_compiling()
+    transform = None if compiling else torch._C._functorch.peek_interpreter_stack()
+    if (
+        transform is None
+        or transform.key() is torch._C._functorch.TransformType.Vmap
+        or torch._C._functorch.maybe_get_level(target) == transform.level()
+    ):
+        target.copy_(value)
+        return
+    with temporarily_pop_interpreter_stack():
+        write_below(target, torch._C._functorch._unwrap_for_grad(value, transform.level()))
 
 
 def forward_ad_active() -> bool:

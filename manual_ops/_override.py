@@ -165,8 +165,16 @@ def _with_indices(op: Op) -> Op:
 def _in_place(op: Op) -> Op:
     if "inplace" in inspect.signature(op).parameters:
         return partial(op, inplace=True)
-    # On a copy: the op may save its input for backward.
-    return lambda input, *args, **kwargs: input.copy_(op(input.clone(), *args, **kwargs))
+
+    def overwrite(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = op(input.clone(), *args, **kwargs)  # the op may save its input for backward
+        if not torch.can_cast(output.dtype, input.dtype):
+            raise RuntimeError(
+                f"result type {output.dtype} can't be cast to the desired output type {input.dtype}"
+            )
+        return input.copy_(output)
+
+    return overwrite
 
 
 _ROUTES = _routes()

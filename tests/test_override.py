@@ -371,6 +371,14 @@ def test_in_place_on_a_leaf_raises() -> None:
         image().requires_grad_().relu_()
 
 
+def test_in_place_on_integers_raises() -> None:
+    """Where the result has no place in them: nothing is cut off."""
+    counts = torch.tensor([1, 2, 3])
+    with override(), pytest.raises(RuntimeError, match="can't be cast"):
+        counts.sigmoid_()
+    assert counts.tolist() == [1, 2, 3]
+
+
 def test_transforms_and_double_backward() -> None:
     def loss(x: Tensor) -> Tensor:
         return (torch.tanh(x).softmax(-1) * x.sigmoid()).square().sum()

@@ -39,7 +39,7 @@ from .._apply import bind
 from .._blocks import block_length, blocks
 from .._fuse import fusible
 from .._layout import is_channels_last, laid_out
-from .._modes import may_overwrite
+from .._modes import may_overwrite, write_below
 from .._overridable import overridable
 from .._precision import widen
 from ._refusal import no_tensor
@@ -480,7 +480,7 @@ def track(
         if moved is not None:
             # Not by their difference, which loses the smaller of the two; written at once, so that
             # what vmap refuses has changed nothing.
-            moved.copy_(torch.add(momentum * towards.detach(), moved, alpha=1 - momentum))
+            write_below(moved, torch.add(momentum * towards.detach(), moved, alpha=1 - momentum))
 
 
 def check(input: Tensor, training: bool, eps: float, *channels: Tensor | None) -> None:

@@ -82,7 +82,11 @@ def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) ->
 
 def _counted(index: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
     """Return a[n]; by torch.where, as the weight of class 0, looked up if ignored, may be NaN."""
-    return valid if weight is None else torch.where(valid, widen(weight)[index], 0)
+    if weight is None:
+        return valid
+    # Not weight[index], which reads the number where it is one alone: no vmap, no meta tensors.
+    weights = widen(weight).index_select(0, index.reshape(-1)).reshape(index.shape)
+    return torch.where(valid, weights, 0)
 
 
 class _NLLLoss(Function):

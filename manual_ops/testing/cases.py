@@ -144,6 +144,7 @@ def _class_losses() -> list[OpCase]:
         "ignore_index": {"target": given([0, 2, 3, 2, 1]), "ignore_index": 2, "weight": weight},
         "ignore_none": {"target": given([0, 2, 3, 2, 1]), "ignore_index": 2, "reduction": "none"},
         "unbatched": {"input": normal(4), "target": given(2)},
+        "unbatched_weight": {"input": normal(4), "target": given(2), "weight": weight},
         "image": {"input": normal(2, 4, 2, 3), "target": labels(2, 2, 3, classes=4)},
         "image_none": {
             "input": normal(2, 4, 3),

@@ -1,8 +1,11 @@
 """What batch norm alone has to keep to: statistics that it updates, inputs in another dtype."""
 
+from types import ModuleType
+
 import pytest
 import torch
-from torch.func import vmap
+from torch import Tensor
+from torch.func import grad, jvp, vmap
 
 from manual_ops import functional, nn
 from manual_ops.testing.cases import CASES, OpCase
@@ -59,6 +62,34 @@ def test_vmap_refuses_to_update_shared_statistics(case: OpCase) -> None:
         with pytest.raises(RuntimeError):
             vmap(lambda input, op=op: op(input, **arguments))(batches)
         assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "grad of grad", "vmap of grad"])
+def test_transforms_move_statistics_that_they_do_not_differentiate_by(transform: str) -> None:
+    """Those that the function captures, and those of an outer vmap."""
+    x, many = random_like(torch.empty(4, 3), 0), random_like(torch.empty(2, 4, 3), 1)
+
+    def outcome(f: ModuleType) -> tuple[Tensor, ...]:
+        shape = (2, 3) if transform == "vmap of grad" else (3,)
+        statistics = torch.zeros(shape), torch.ones(shape)
+
+        def loss(x: Tensor, *running: Tensor) -> Tensor:
+            return f.batch_norm(x, *(running or statistics), training=True).pow(3).sum()
+
+        if transform == "grad":
+            found = grad(loss)(x)
+        elif transform == "jvp":
+            _, found = jvp(loss, (x,), (x.cos(),))
+        elif transform == "grad of grad":
+            found = grad(lambda x: grad(loss)(x).square().sum())(x)
+        else:
+            found = vmap(lambda x, *running: grad(lambda x: loss(x, *running))(x))(
+                many, *statistics
+            )
+        assert not torch.equal(statistics[0], torch.zeros(shape))
+        return found, *statistics
+
+    torch.testing.assert_close(outcome(functional), outcome(torch.nn.functional))
 
 
 def test_statistics_that_an_evaluation_saved_are_not_moved_unnoticed() -> None:

@@ -42,6 +42,7 @@ def _has_batch(case: OpCase) -> bool:
             *("conv1d", "conv2d", "conv2d_relu", "max_pool2d", "avg_pool2d"),
         ),
         "unbatched_none": ("linear_cross_entropy",),
+        "unbatched_weight": ("nll_loss", "cross_entropy"),
         "mask": ("scaled_dot_product_attention",),
     }
     return case.variant != "scalar" and case.op not in without.get(case.variant, ())
