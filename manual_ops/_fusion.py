@@ -111,6 +111,7 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
     tracer = Tracer(module, Fused)
     try:
         graph = tracer.trace_in_both_modes()
+        _refuse_what_goes_unseen(graph, module)
     except Exception as error:  # whatever the code of a model raises when it is handed a proxy
         lines = str(error).strip().splitlines() or [type(error).__name__]
         yield Piece(name, kind, (), lines[0])
@@ -123,6 +124,18 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
             _set_forward(module, graph, _looks(module, runs, {part for _, part in parts}))
     for part_name, part in parts:
         yield from _pieces(part, f"{name}.{part_name}" if name else part_name, dry_run, seen)
+
+
+def _refuse_what_goes_unseen(graph: fx.Graph, root: nn.Module) -> None:
+    """Refuse a result that nothing in the graph reads: the code may have kept or printed it.
+
+    Sizes are read together, of which some are not wanted, and assertions have no result.
+    """
+    for node in graph.nodes:
+        if node.users or not node.op.startswith("call_") or _may_write(node, root):
+            continue
+        if node.target not in (operator.getitem, torch._assert):
+            raise ValueError(f"its code computes {node.name} for something besides its output")
 
 
 def _original_class(module: Any) -> type:

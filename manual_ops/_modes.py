@@ -32,6 +32,11 @@ def may_overwrite(grad_output: Tensor) -> bool:
     )
 
 
+def is_dispatch_watched() -> bool:
+    """Whether a mode sees each operation, and may keep its result: no place to write then."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def write_below(target: Tensor, value: Tensor) -> None:
     """``target.copy_(value)``, also where torch.func only finds ``target`` outside of the function.
 
@@ -68,7 +73,7 @@ def cached_table(build: Callable[..., Table]) -> Callable[..., Table]:
         watched = (
             torch.compiler.is_compiling()
             or torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack() > 0
+            or is_dispatch_watched()
             or torch.is_inference_mode_enabled()
         )
         return build(*args) if watched else known(*args)

@@ -14,14 +14,17 @@ R = TypeVar("R")
 
 
 def overridable(
-    theirs: Callable[..., Any] | None = None,
+    theirs: Callable[..., Any] | None = None, *, parts: Callable[..., Any] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate an op of the signature of ``theirs``, a function of torch; None if there is none.
+    """Decorate an op of the signature of ``theirs``, a function of torch.
+
+    Where torch has none, ``parts`` computes the same by ops for which it has.
 
     Two protocols of PyTorch know functions by who they are:
 
     * A tensor of a subclass has a ``__torch_function__`` (quantised weights, say), which is
-      called with ``theirs``. What it leaves to PyTorch comes back to the op.
+      called with ``theirs``, or by each of ``parts``. What it leaves to PyTorch comes back to the
+      op.
     * ``torch.export`` records ``theirs``: its graphs, which keep no Function in any case, go to
       programs that know torch's functions, and would not know what ours are made of.
 
@@ -37,6 +40,8 @@ def overridable(
                 kwargs and has_torch_function(tuple(kwargs.values()))
             )
             if overridden and not (is_compiling() or torch._C._is_torch_function_mode_enabled()):
+                if parts and _subclass_comes_first(args, kwargs):
+                    return parts(*args, **kwargs)  # type: ignore[no-any-return]
                 return _handed_over(theirs or call, call, args, kwargs)  # type: ignore[no-any-return]
             if theirs and is_exporting():
                 return theirs(*args, **kwargs)  # type: ignore[no-any-return]
@@ -45,6 +50,11 @@ def overridable(
         return call
 
     return decorate
+
+
+def _subclass_comes_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether what overrides the op is a tensor, and not, say, a proxy."""
+    return isinstance(_get_overloaded_args((*args, *kwargs.values()))[0], Tensor)
 
 
 def _handed_over(

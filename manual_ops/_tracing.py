@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class _Proxy(fx.Proxy):
         if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
             return type(self)
         raise fx.proxy.TraceError("its code asks for the type of a value")
+
+    def __repr__(self) -> str:
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+            return super().__repr__()
+        raise fx.proxy.TraceError("its code prints a value")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("node", "tracer"):
@@ -200,11 +206,35 @@ def _no_effects(root: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> Iterator[Any]:
-    """Yield what holds the attributes of ``module``, and attributes that hold several things."""
+    """Yield what holds the attributes of ``module``, and of what is kept in them.
+
+    Of its own containers and objects: what belongs to PyTorch, or to modules, is looked at there.
+    """
     yield vars(module)
-    for value in vars(module).values():
+    seen = {id(vars(module))}
+    found = list(vars(module).values())
+    while found:
+        value = found.pop()
         if isinstance(value, (dict, list, set, deque)):
-            yield value
+            held = value
+        elif type(getattr(value, "__dict__", None)) is dict and not _is_shared(value):
+            held = vars(value)
+        else:
+            continue
+        if id(held) not in seen:
+            seen.add(id(held))
+            yield held
+            found += held.values() if isinstance(held, dict) else held
+
+
+def _is_shared(value: Any) -> bool:
+    """Whether ``value`` is a module, a tensor, or code, or of PyTorch."""
+    code = isinstance(value, (type, FunctionType, ModuleType, MethodType))
+    return (
+        code
+        or isinstance(value, (nn.Module, torch.Tensor))
+        or (type(value).__module__.partition(".")[0] == "torch")
+    )
 
 
 def _identities(container: Any) -> list[int]:

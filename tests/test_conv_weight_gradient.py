@@ -43,6 +43,15 @@ def assert_gives_the_gradient(case, memory_format=torch.contiguous_format):
     torch.testing.assert_close(gradient.reshape(weight.shape), expected)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 16])
+@pytest.mark.parametrize("channels", [(16, 96), (256, 1024), (512, 256)])
+def test_strides_of_a_kernel_of_one_position(size, channels):
+    """Those of the weight: for others DDP warns."""
+    weight = torch.randn(*channels, 1, 1, requires_grad=True)
+    F.conv2d(torch.randn(2, channels[1], size, size), weight).sum().backward()
+    assert weight.grad.stride() == weight.stride()
+
+
 LAYOUTS = pytest.mark.parametrize(
     "memory_format", [torch.contiguous_format, torch.channels_last], ids=str
 )

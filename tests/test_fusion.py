@@ -6,6 +6,7 @@ import operator
 import pickle
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,7 +313,7 @@ class Untraceable(nn.Module):
         super().__init__()
         self.body = chain(nn.Linear(4, 4), nn.ReLU())
         self.register_buffer("mean", torch.ones(4))
-        self.calls, self.seen = 0, []
+        self.calls, self.seen, self.log = 0, [], SimpleNamespace(count=0, values=[])
 
 
 def _plain(self: Any, x: Tensor) -> Tensor:
@@ -387,6 +388,32 @@ def _appends(self: Any, x: Tensor) -> Tensor:
     return self.seen.pop(0) if len(self.seen) > 1 else self.seen[0]
 
 
+def _counts_elsewhere(self: Any, x: Tensor) -> Tensor:
+    self.log.count += 1
+    return self.body(x)
+
+
+def _appends_elsewhere(self: Any, x: Tensor) -> Tensor:
+    self.log.values.append(x)
+    return self.body(x)
+
+
+def _adds_a_loss(self: Any, x: Tensor) -> Tensor:
+    features = self.body(x)
+    LOSSES.append(features.square().mean())
+    return features
+
+
+def _prints(self: Any, x: Tensor) -> Tensor:
+    print(x)
+    return self.body(x)
+
+
+def _prints_shape(self: Any, x: Tensor) -> Tensor:
+    print(x.shape)
+    return self.body(x)
+
+
 def _draws(self: Any, x: Tensor) -> Tensor:
     return self.body(x) if random.random() < 0.5 else self.body(-x)
 
@@ -416,6 +443,8 @@ def _any_number(self: Any, *x: Tensor) -> Tensor:
     return self.body(x[0])
 
 
+LOSSES: list[Tensor] = []
+
 UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "no_grad": (_no_grad, "grad mode"),
     "no_grad_decorator": (torch.no_grad()(_plain), "grad mode"),
@@ -432,6 +461,11 @@ UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "hidden_buffer": (_updates_hidden_buffer, "aten.add_.Tensor"),
     "attribute": (_keeps, "changes attributes of Untraceable"),
     "list": (_appends, "changes attributes of Untraceable"),
+    "counter_elsewhere": (_counts_elsewhere, "changes attributes of Untraceable"),
+    "list_elsewhere": (_appends_elsewhere, "changes attributes of Untraceable"),
+    "loss_elsewhere": (_adds_a_loss, "computes mean for something besides"),
+    "print": (_prints, "prints a value"),
+    "print_shape": (_prints_shape, "besides its output"),
     "random": (_draws, "random numbers"),
     "numpy": (_draws_from_numpy, "random numbers"),
     "torch_random": (_draws_from_torch, "aten.rand.default"),
@@ -440,6 +474,23 @@ UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "data": (_sets_data, "sets data"),
     "variadic": (_any_number, "takes *x"),
 }
+
+
+def test_what_is_read_in_part_is_fused() -> None:
+    """Sizes that are read together, and assertions, leave results that nothing else reads."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = chain(nn.Linear(4, 4), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            size, _ = x.shape
+            torch._assert(x.dim() == 2, "two dims")
+            return self.body(x).reshape(size, 2, 2)
+
+    _, report = manual_ops.convert(Model(), fuse=True)
+    assert [layer.name for layer in report.fused] == ["body.0 + body.1"]
 
 
 @pytest.mark.parametrize("name", UNTRACEABLE)
@@ -458,6 +509,7 @@ def test_what_is_not_recorded_is_refused(name: str) -> None:
     assert type(fused) is kind
     assert set(vars(model)) == attributes
     assert (model.calls, model.seen, model.mean.tolist()) == (0, [], [1.0] * 4)
+    assert vars(model.log) == {"count": 0, "values": []}
     assert (random.getstate(), np.random.get_state()[2]) == states[:2]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
     assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == modes

@@ -1,5 +1,6 @@
 """What else of torch works with its own layers works with ours: subclasses, tracing, devices."""
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+import manual_ops
 from manual_ops import functional as F
 from manual_ops import nn as manual_nn
 from manual_ops.testing.cases import CASES, OpCase
@@ -104,6 +107,51 @@ def test_a_weight_that_knows_linear_layers() -> None:
     found = F.linear(x, quantised(weight), None)
     torch.testing.assert_close(found, x @ weight.round().mT)
     assert found.grad_fn.name() == "_LinearBackward"
+
+
+def test_a_weight_that_knows_linear_layers_alone_in_a_fused_op() -> None:
+    weight, x = torch.randn(4, 3) * 9, torch.randn(2, 3, requires_grad=True)
+    found = F.linear_relu(x, quantised(weight), None)
+    torch.testing.assert_close(found, (x @ weight.round().mT).relu())
+    assert {"reluBackward", "_LinearBackward"} <= names_of_graph(found)
+
+
+def fused_models() -> list[tuple[nn.Module, Tensor]]:
+    """Models of one fused op each, and an input."""
+    convolution = nn.Conv2d(2, 4, 3, padding=1)
+    image = torch.randn(2, 2, 5, 5)
+    models = [
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(2, 4)),
+        (nn.Sequential(convolution, nn.ReLU()), image),
+        (nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), convolution), image),
+    ]
+    return [(manual_ops.convert(model, fuse=True)[0], input) for model, input in models]
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch's linearize
+@pytest.mark.parametrize(("model", "input"), fused_models(), ids=["linear", "conv", "norm"])
+def test_fused_ops_write_to_nothing_that_a_mode_has_seen(model: nn.Module, input: Tensor) -> None:
+    """Selective checkpoints keep results of ATen's operations."""
+    aten = torch.ops.aten
+    saved = [aten.addmm.default, aten.convolution.default, aten.native_batch_norm.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, saved)
+    expected = torch.autograd.grad(model(input).square().sum(), tuple(model.parameters()))
+    output = checkpoint(model, input, use_reentrant=False, context_fn=contexts)
+    found = torch.autograd.grad(output.square().sum(), tuple(model.parameters()))
+    torch.testing.assert_close(found, expected)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        value, jvp = torch.func.linearize(model, input)
+        torch.testing.assert_close(jvp(input), torch.func.jvp(model, (input,), (input,))[1])
+        torch.testing.assert_close(value, model(input))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_jit_traces_attention() -> None:
+    def attend(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(1, 2, 4, 8)
+    torch.testing.assert_close(torch.jit.trace(attend, x)(x), attend(x))
 
 
 def test_functions_recorded_by_fx_are_the_hand_written_ones() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import shutil
 import sys
 import traceback
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import Function
 
 from manual_ops.check.matrix import LIBRARIES, OPS, run_matrix
 from manual_ops.check.report import Report
@@ -84,11 +84,29 @@ def _parser() -> argparse.ArgumentParser:
         help="a tensor of integers: its shape, and what they are less than",
     )
     inputs.add_argument(
+        "--constant",
+        action="append",
+        dest="inputs",
+        type=_typed(
+            partial(TensorInput.parse, kind="constants"), "sizes such as 3,4 or target=3,4"
+        ),
+        metavar="[NAME=]3,4",
+        help="a tensor of normal numbers that is not differentiated by: a target, a bound",
+    )
+    inputs.add_argument(
+        "--booleans",
+        action="append",
+        dest="inputs",
+        type=_typed(partial(TensorInput.parse, kind="booleans"), "sizes such as 3,4 or mask=3,4"),
+        metavar="[NAME=]3,4",
+        help="a tensor of booleans",
+    )
+    inputs.add_argument(
         "--range",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="floating-point inputs are uniform in this range instead of normal",
+        help="all floating-point inputs are uniform in this range instead of normal",
     )
     inputs.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     inputs.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -97,7 +115,13 @@ def _parser() -> argparse.ArgumentParser:
         "other arguments, of a module's constructor, else of the call after the tensors",
         "Sizes of a module that are not given (channels, features) are read off the first input.",
     )
-    call.add_argument("--args", nargs="+", default=[], type=parse_value, metavar="VALUE")
+    call.add_argument(
+        "--args",
+        nargs="+",
+        default=[],
+        type=_typed(parse_value, "a value such as 1, None or torch.float32"),
+        metavar="VALUE",
+    )
     call.add_argument(
         "--kwargs",
         nargs="+",
@@ -158,17 +182,11 @@ def _keyword(text: str) -> tuple[str, Any]:
 
 
 def _check_name(text: str) -> str:
-    """The name of a check; ``double-backward`` will do for ``double backward``."""
-
-    def bare(name: str) -> str:
-        return re.sub(r"[^a-z]+", "-", name.lower())
-
-    name = next((name for name in CHECKS if bare(name) == bare(text)), text)
+    """The name of a check."""
     try:
-        select([name])
+        return select([text])[0].name
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; see --list") from None
-    return name
 
 
 def _check(options: argparse.Namespace) -> Report:
@@ -177,6 +195,7 @@ def _check(options: argparse.Namespace) -> Report:
         raise TargetError("what is to be checked? Give package.module.name or file.py:name first")
     if not options.inputs:
         raise TargetError("give each input of the op, in order: --shape 3,4, or --integers 5:10")
+    device = _chosen_device(options)
     keywords = dict(options.kwargs)
     torch.manual_seed(options.seed)
 
@@ -185,9 +204,12 @@ def _check(options: argparse.Namespace) -> Report:
         op = find(target)
         if isinstance(op, type) and issubclass(op, nn.Module):
             module = build(op, options.inputs, options.args, keywords)
-            return module.to(options.device, getattr(torch, options.dtype)), [], {}
-        if not callable(op):
-            raise TargetError(f"{target} is {op!r}: expected a Function, a module or a function")
+            return module.to(device, getattr(torch, options.dtype)), [], {}
+        if not callable(op) or (isinstance(op, type) and not issubclass(op, Function)):
+            raise TargetError(
+                f"{target} is {op!r}: expected a Function, a module or a function; of another "
+                "class, name an instance"
+            )
         return op, options.args, keywords
 
     op, values, rest = found(options.target)
@@ -196,11 +218,15 @@ def _check(options: argparse.Namespace) -> Report:
         draw = partial(
             TensorInput.draw,
             dtype=getattr(torch, options.dtype),
-            device=options.device,
+            device=device,
             between=options.range,
         )
-        positional = [draw(one) for one in options.inputs if not one.name]
-        named = {one.name: draw(one) for one in options.inputs if one.name}
+        drawn = [(one, draw(one)) for one in options.inputs]
+        if any(one.kind == "constants" for one in options.inputs):
+            for one, tensor in drawn:
+                tensor.requires_grad_(one.kind == "numbers")
+        positional = [tensor for one, tensor in drawn if not one.name]
+        named = {one.name: tensor for one, tensor in drawn if one.name}
         return check(
             op,
             *positional,
@@ -217,8 +243,21 @@ def _check(options: argparse.Namespace) -> Report:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise TargetError(
             f"{options.target} cannot be checked on these inputs: {type(error).__name__}: {error} "
-            f"({last.filename}:{last.lineno}); change --shape, --integers, --args or --kwargs"
+            f"({last.filename}:{last.lineno}); change the inputs, --args or --kwargs"
         ) from error
+
+
+def _chosen_device(options: argparse.Namespace) -> torch.device:
+    """Return the device; refuse settings that no op can be checked with."""
+    if options.backend not in torch.compiler.list_backends(None):
+        known = ", ".join(torch.compiler.list_backends())
+        raise TargetError(f"--backend {options.backend}: torch has {known}")
+    if options.html and not options.html.parent.is_dir():
+        raise TargetError(f"--html {options.html}: there is no folder {options.html.parent}")
+    try:
+        return torch.zeros((), device=options.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise TargetError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
 
 
 def _check_library(options: argparse.Namespace) -> int:

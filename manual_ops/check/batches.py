@@ -40,7 +40,7 @@ class Batch:
     def name(self) -> str:
         """What is batched, to be read."""
         every = self.stacked == frozenset(_tensors(self.op))
-        chosen = sorted(self.stacked - set(self.op.mutable))
+        chosen = sorted(self.stacked - set(self.op.buffers))
         names = "all" if every else ", ".join(self.op.names[i] for i in chosen)
         return f"{names} batched in dimension {self.dim}:"
 
@@ -77,7 +77,7 @@ def batches(op: Subject) -> Iterator[Batch]:
     """
     samples = _samples(op)
     every = frozenset(_tensors(op))
-    own = frozenset(op.mutable)
+    own = frozenset(op.buffers)
     single = [i for i in _tensors(op) if i not in own][-ALONE:]
     choices = [every, *(own | {i} for i in single), *(every - {i} for i in single)]
     for stacked in dict.fromkeys(choices):
@@ -122,7 +122,7 @@ def resized(op: Subject, change: Callable[[Tensor], Tensor]) -> tuple[Subject, t
     candidates = [
         i
         for i in op.arguments
-        if isinstance(op.leaves[i], Tensor) and op.leaves[i].dim() and i not in op.mutable
+        if isinstance(op.leaves[i], Tensor) and op.leaves[i].dim() and i not in op.buffers
     ]
     if not candidates:
         raise NotApplicableError("no input has a dimension")
@@ -149,14 +149,20 @@ def outputs_of(op: Subject, *leaves: Any) -> Tensors:
     """All tensors that the op returns."""
     if op.random:
         torch.manual_seed(op.seed)
-    return tuple(o for o in tree_leaves(op.call(*leaves)) if isinstance(o, Tensor))
+    return tuple(o for o in tree_leaves(_called(op, leaves)) if isinstance(o, Tensor))
 
 
 def value_of(op: Subject, weights: Tensors, *leaves: Any) -> Tensor:
     """``Re <outputs, weights>`` of the differentiable outputs."""
     if op.random:
         torch.manual_seed(op.seed)
-    return product(op.differentiable_of(op.call(*leaves)), weights)
+    return product(op.differentiable_of(_called(op, leaves)), weights)
+
+
+def _called(op: Subject, leaves: Sequence[Any]) -> Any:
+    """What the op returns; it may overwrite a copy of what it is differentiated by."""
+    overwritten = set(op.mutable) - set(op.buffers)
+    return op.call(*(x.clone() if i in overwritten else x for i, x in enumerate(leaves)))
 
 
 def product(outputs: Tensors, weights: Tensors) -> Tensor:

@@ -5,8 +5,16 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from manual_ops.check.report import Row
+from manual_ops.check.report import SAME, Row
 
+IMPURE = (
+    "Forward gives other numbers when it is called again with the same inputs: it keeps state (a "
+    "counter, a running mean), or reads a clock."
+)
+ONCE_DIFFERENTIABLE = "backward is marked once_differentiable"
+NOT_FINITE = (
+    "It is nan or infinite where the function is smooth: 0 / 0, a log or a root of 0, an overflow."
+)
 SPARSE = "A sparse gradient, which most of torch does not take: return a dense one."
 
 # Not mistakes: the op does not claim to do this.
@@ -18,7 +26,7 @@ _UNSUPPORTED = {
     r"ApplyTemplate": (
         "torch.compile cannot map a Function: call its formula while torch.compiler.is_compiling()"
     ),
-    r"once_differentiable": "backward is marked once_differentiable",
+    r"once_differentiable": ONCE_DIFFERENTIABLE,
     r"must implement the jvp|does not support it because it has not been implemented"
     r"|forward AD.*(not|n't) (been )?(implement|support)": "forward mode: it has no formula (jvp)",
     r"generate_vmap_rule|does not have vmap support|define.*vmap staticmethod": (
@@ -41,8 +49,10 @@ _FORMULAS: dict[str, str] = {
     ),
     "double backward": (
         "The gradient is right but the second derivative is not: an intermediate computed in "
-        "forward is saved and taken for a constant. Save inputs and outputs alone, or return the "
-        "intermediate as a further output, and add its cotangent in backward."
+        "forward is saved and taken for a constant, or backward cuts the graph (detach, .data, "
+        "no_grad, numpy). Save inputs and outputs alone, or return the intermediate as a further "
+        "output, and add its cotangent in backward. Where no second derivative is meant, mark "
+        "backward once_differentiable."
     ),
     "third order": (
         "Right up to the second derivative: backward of backward takes for a constant what is "
@@ -97,7 +107,8 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
     ),
     "autocast": (
         "Cast inputs before the Function, as torch.nn's op of that kind does under autocast, and "
-        "gradients to their input's dtype."
+        "gradients to their input's dtype; or decorate forward and backward with torch.amp's "
+        "custom_fwd and custom_bwd."
     ),
     "meta device": (
         "A tensor is made on another device, or values are read: x.new_zeros, device=x.device."
@@ -211,7 +222,8 @@ _BY_MESSAGE: dict[str, str] = {
         "use_reentrant=False."
     ),
     r"graph a second time|already been freed": (
-        "The op keeps tensors of an earlier call, whose graph is gone: keep nothing between calls."
+        "A graph is used that is gone: the op keeps tensors of an earlier call, or backward "
+        "differentiates what forward recorded (retain_graph=True keeps that)."
     ),
     r"already unpacked once": (
         "Each ctx.saved_tensors unpacks all again: read it once, into names."
@@ -224,8 +236,13 @@ _BY_MESSAGE: dict[str, str] = {
         "The shape of a result depends on values: use torch.where instead of a boolean index."
     ),
     r"Batching rule not implemented for aten::(detach|\w*_copy)": (
-        "detach in backward makes its result a constant, and no batch goes through it: drop it."
+        "detach or numpy in backward makes its result a constant, and no batch goes through it."
     ),
+    r"call numpy\(\) on Tensor that requires grad": (
+        "Backward leaves torch (numpy), so that it cannot be differentiated again: mark it "
+        "once_differentiable, or let it call a Function of its own."
+    ),
+    r"saved_variables": "ctx.saved_variables is no more: read ctx.saved_tensors.",
     r"Batching rule not implemented": (
         "No batch goes through this call: reshape instead of flatten, @ instead of einsum; or "
         "write the formula otherwise."
@@ -248,8 +265,11 @@ _BY_MESSAGE: dict[str, str] = {
     r"to have the same dtype": (
         "Two dtypes meet: cast inputs before the op, and gradients to their input's dtype."
     ),
-    r"[Ss]parse": SPARSE,
+    r"\b[Ss]parse\b|Sparse(CPU|CUDA|Meta)|sparse_(coo|csr)": SPARSE,
 }
+
+# Where an error says less than that it comes under this condition.
+_CONDITIONS = ("autocast", "meta device")
 
 _RAISED = "The op raises this where the check leads it: do the same by hand to see the traceback."
 
@@ -307,7 +327,7 @@ def trace_back(rows: Iterable[Row], *, has_function: bool) -> Iterator[Row]:
             row = replace(row, cause=_NO_FUNCTION)
         elif row.failed and row.absolute is None:
             first = raised.setdefault(row.detail, row.check)
-            row = row if first == row.check else replace(row, cause=f"As in {first!r}.")
+            row = row if first == row.check else replace(row, cause=f"{SAME}{first!r}.")
         yield row
 
 
@@ -324,7 +344,7 @@ def explain(check: str, error: BaseException | None = None) -> str:
         for pattern, cause in _BY_MESSAGE.items():
             if re.search(pattern, text):
                 return cause
-        return _by_dynamo(text) or _RAISED
+        return _by_dynamo(text) or (_BY_CHECK[check] if check in _CONDITIONS else _RAISED)
     return _BY_CHECK.get(check, "")
 
 

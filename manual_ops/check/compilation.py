@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from manual_ops.check.batches import batches, resized, value_of
-from manual_ops.check.derivatives import draw_like
-from manual_ops.check.exam import Check, Exam
+from manual_ops.check.exam import Check, Exam, draw_like
 from manual_ops.check.report import NotApplicableError, Row
 from manual_ops.check.runs import close, run
 from manual_ops.check.subject import Subject

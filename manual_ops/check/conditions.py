@@ -104,6 +104,8 @@ def _not_on_meta(op: Subject, error: str) -> str:
     """Why an op cannot do without data, if that may be; empty if it should."""
     if re.search(r"no data|item\(\)|meta tensor", error):
         return "reads the values of its inputs, which tensors on meta do not have"
+    if "numpy" in error:
+        return "leaves torch (numpy), where there are no tensors without data"
     if "Meta kernel" in error:
         return "calls a kernel of torch that does not run on meta"
     if op.function_class is None and re.search(r"meta.*cpu|cpu.*meta|same device", error):

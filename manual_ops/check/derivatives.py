@@ -3,27 +3,34 @@
 The numbers come from ``differences``; here stands only which function is differentiated how.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from manual_ops.check.causes import IMPURE, ONCE_DIFFERENTIABLE
 from manual_ops.check.diagnosis import Wrong
 from manual_ops.check.differences import Function, check_gradients, check_tangents, real
-from manual_ops.check.exam import Check, Exam, random_like
-from manual_ops.check.report import Row
+from manual_ops.check.exam import Check, Exam, draw_like
+from manual_ops.check.graph import has_library_op
+from manual_ops.check.report import NotApplicableError, Row
 from manual_ops.check.subject import Subject
 
 Tensors = tuple[Tensor, ...]
 
+_NAN = (
+    "Give inputs where the op is defined (--range 0.1 2 on the command line, for log or sqrt); if "
+    "it is defined on these, forward is wrong."
+)
+_NOT_SCALED = (
+    "It does not depend on grad_output: multiply what backward returns by it, also where the "
+    "output is a loss."
+)
 _NO_TANGENT = "jvp is given None for an input that has no tangent: take it for 0."
-
-
-def draw_like(tensors: Iterable[Tensor], seed: int) -> Tensors:
-    """Normal numbers like each of ``tensors``."""
-    return tuple(random_like(tensor, seed + i) for i, tensor in enumerate(tensors))
 
 
 def gradients(function: Function, tensors: Sequence[Tensor], cotangents: Tensors) -> Tensors:
@@ -68,6 +75,12 @@ def tangents(function: Function, tensors: Tensors, directions: Tensors) -> Tenso
         )
 
 
+def _has_tangents(op: Subject) -> bool:
+    with forward_ad.dual_level():
+        outputs = op(*map(forward_ad.make_dual, op.tensors, op.tensors))
+        return any(forward_ad.unpack_dual(output).tangent is not None for output in outputs)
+
+
 def tangent_function(function: Function, directions: Tensors) -> Function:
     """The derivatives along fixed ``directions``, by torch.func, so that they nest."""
     return lambda *tensors: torch.func.jvp(function, tensors, directions)[1]
@@ -83,6 +96,15 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
     op = exam.precise
     leaves = op.leaf_tensors()
     outputs = op(*leaves)
+    undefined = sum(int(output.isnan().sum()) for output in outputs)
+    if undefined:
+        count = sum(output.numel() for output in outputs)
+        yield check.failed("", f"forward is nan at {undefined} of {count} elements", cause=_NAN)
+        return
+    again = op(*op.leaf_tensors())
+    if not all(map(partial(torch.allclose, rtol=1e-3, atol=1e-3), again, outputs)):
+        yield check.failed("", "forward gives other numbers the second time", cause=IMPURE)
+        return
     cotangents = draw_like(outputs, 1)
     found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
     filled = [
@@ -91,10 +113,12 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
     ]
     findings = check_gradients(op, leaves, cotangents, filled)
     returned = dict(zip(op.tensor_names, filled, strict=True))
-    for name, given, finding in zip(op.tensor_names, found, findings, strict=True):
-        cause = ""
+    for i, (name, finding) in enumerate(zip(op.tensor_names, findings, strict=True)):
+        given, cause = found[i], ""
         if given is None:
             cause = "backward returns None for this input although the output depends on it."
+        elif not finding.ok and _is_constant(op, i, cotangents, given):
+            cause = _NOT_SCALED
         elif not finding.ok and finding.quotients is not None:
             expected = finding.quotients.to(real(given).dtype)
             cause = Wrong(
@@ -104,6 +128,36 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
                 others={other: g for other, g in returned.items() if other != name},
             ).diagnosis
         yield check.judged(name, finding, cause)
+
+
+def _is_constant(op: Subject, i: int, cotangents: Tensors, gradient: Tensor) -> bool:
+    """Whether the ``gradient`` of input ``i`` is the same for other ``cotangents``."""
+    leaves = op.leaf_tensors()
+    cotangents = tuple(2 * cotangent for cotangent in cotangents)
+    with torch.enable_grad():
+        again = torch.autograd.grad(op(*leaves), leaves, cotangents, allow_unused=True)[i]
+    return bool(gradient.any()) and again is not None and torch.equal(again, gradient)
+
+
+@contextmanager
+def _no_data_of_batches() -> Iterator[None]:
+    """Refuse ``.data`` of a batch of ``is_grads_batched``: whatever reads that ends the process.
+
+    By the attribute, since torch switches modes off inside ``torch.autograd.grad``.
+    """
+    attribute: Any = Tensor.data
+
+    def read(tensor: Tensor) -> Tensor:
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):
+            raise RuntimeError("accessing `data` under vmap, of a batch of gradients")
+        data: Tensor = attribute.__get__(tensor)
+        return data
+
+    Tensor.data = property(read, attribute.__set__)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del Tensor.data
 
 
 def batched_gradient(check: Check, exam: Exam) -> Iterator[Row]:
@@ -116,7 +170,8 @@ def batched_gradient(check: Check, exam: Exam) -> Iterator[Row]:
     singly = [torch.autograd.grad(outputs, leaves, batch, **options) for batch in batches]
     stacked = [torch.stack(list(column)) for column in zip(*batches, strict=True)]
     options["materialize_grads"] = False  # it makes one zero for all
-    found = torch.autograd.grad(outputs, leaves, stacked, is_grads_batched=True, **options)
+    with _no_data_of_batches():
+        found = torch.autograd.grad(outputs, leaves, stacked, is_grads_batched=True, **options)
     for name, together, *apart in zip(op.tensor_names, found, *singly, strict=True):
         expected = torch.stack(apart)
         yield check.equal(
@@ -128,7 +183,9 @@ def double_backward(check: Check, exam: Exam) -> Iterator[Row]:
     """Backward of backward, by inputs and by grad_output."""
     op = exam.precise
     first = gradient_function(op, len(op.tensors))
-    yield _reverse(check, first, *_first_order_point(exam))
+    point, names = _first_order_point(exam)
+    _refuse_once_differentiable(first, point)
+    yield _reverse(check, first, point, names)
 
 
 def third_order(check: Check, exam: Exam) -> Iterator[Row]:
@@ -136,6 +193,7 @@ def third_order(check: Check, exam: Exam) -> Iterator[Row]:
     op = exam.precise
     first = gradient_function(op, len(op.tensors))
     point, names = _first_order_point(exam)
+    _refuse_once_differentiable(first, point)
     second = gradient_function(first, len(point))
     directions = draw_like(op.tensors, 20)
     names = (*names, *(f"direction of {name}" for name in op.tensor_names))
@@ -145,6 +203,8 @@ def third_order(check: Check, exam: Exam) -> Iterator[Row]:
 def forward_mode(check: Check, exam: Exam) -> Iterator[Row]:
     """Forward mode (``jvp``) against differences: all inputs with tangents, then each alone."""
     op = exam.precise
+    if has_library_op(op(*op.leaf_tensors())) and not _has_tangents(op):
+        raise NotApplicableError("forward mode: torch.library takes no formula for it")
     yield (together := _forward(check, op, op.tensors, tangents))
     cause = "" if together.failed else _NO_TANGENT
     if len(op.tensors) > 1:
@@ -197,6 +257,13 @@ def _first_order_point(exam: Exam) -> tuple[Tensors, tuple[str, ...]]:
     several = len(cotangents) > 1
     names = [f"grad_output {k}" if several else "grad_output" for k in range(len(cotangents))]
     return (*(t.clone() for t in op.tensors), *cotangents), (*op.tensor_names, *names)
+
+
+def _refuse_once_differentiable(first: Function, point: Tensors) -> None:
+    with torch.enable_grad():
+        found = first(*(t.detach().requires_grad_() for t in point))
+    if any(g.grad_fn is not None and g.grad_fn.name() == "torch::autograd::Error" for g in found):
+        raise NotApplicableError(ONCE_DIFFERENTIABLE)
 
 
 def _reverse(check: Check, function: Function, point: Tensors, names: Sequence[str]) -> Row:

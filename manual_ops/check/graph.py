@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manual_ops.check.derivatives import draw_like
+from manual_ops.check.exam import draw_like
 
 Tensors = tuple[Tensor, ...]
 
@@ -53,6 +53,19 @@ def function_nodes(outputs: Iterable[Tensor]) -> list[Any]:
 
     Those of torch itself (activation checkpointing, say) are nobody's to mend, and left out.
     """
+    return [n for n in _nodes_in_python(outputs) if _home(n).split(".")[0] != "torch"]
+
+
+def has_library_op(outputs: Iterable[Tensor]) -> bool:
+    """Whether ``outputs`` depend on an op whose backward was given to ``torch.library``."""
+    return any(_home(node) == "torch._library.autograd" for node in _nodes_in_python(outputs))
+
+
+def _home(node: Any) -> str:
+    return str(node._forward_cls.__module__)
+
+
+def _nodes_in_python(outputs: Iterable[Tensor]) -> list[Any]:
     nodes: dict[Any, None] = {}
     stack: list[Any] = [output.grad_fn for output in outputs]
     while stack:
@@ -60,8 +73,7 @@ def function_nodes(outputs: Iterable[Tensor]) -> list[Any]:
         if node is not None and node not in nodes:
             nodes[node] = None
             stack += [parent for parent, _ in node.next_functions]
-    functions: list[Any] = [node for node in nodes if isinstance(node, BackwardCFunction)]
-    return [n for n in functions if n._forward_cls.__module__.split(".")[0] != "torch"]
+    return [node for node in nodes if isinstance(node, BackwardCFunction)]
 
 
 def function_name(node: Any) -> str:

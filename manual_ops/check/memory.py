@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from manual_ops.check.conduct import by_input, subsets
-from manual_ops.check.derivatives import draw_like
-from manual_ops.check.exam import Check, Exam
+from manual_ops.check.exam import Check, Exam, draw_like
 from manual_ops.check.graph import function_name, function_nodes, pull_back, saving, tensors_on
 from manual_ops.check.report import Row
 from manual_ops.check.subject import Subject

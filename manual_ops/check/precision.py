@@ -66,8 +66,16 @@ class Truth:
 
     @classmethod
     def of(cls, op: Subject, dtype: torch.dtype) -> "Truth":
-        """Run ``op`` in float64, and on numbers that are off by the rounding of ``dtype``."""
-        op, eps = op.to(torch.float64), torch.finfo(dtype).eps
+        """Run ``op`` in float64, and on numbers that are off by the rounding of ``dtype``.
+
+        Raises:
+            NotApplicableError: It does something else in float64.
+        """
+        given, op, eps = op, op.to(torch.float64), torch.finfo(dtype).eps
+        if refusal(op):
+            raise NotApplicableError("the op takes no float64, to compare with")
+        if op.random and given.drawn() != op.drawn():
+            raise NotApplicableError("the op draws other random numbers in float64")
         exact = run(op, rounded=dtype)
         change = dict.fromkeys(exact.every, 0.0)
         for seed in range(_TRIALS):

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Literal
 
+SAME = "As in "  # how a cause begins that refers to another row's
+
 Verdict = Literal["pass", "kink", "n/a", "FAIL"]
 
 
@@ -133,6 +135,8 @@ class Report:
                 yield f"{left:{name}}  {value:{len(values)}}  {right}".rstrip()
         yield ""
         for row in self.failures:
+            if row.cause.startswith(SAME):
+                continue
             yield from _wrapped(f"FAIL {row.name}: {row.found}", columns, "     ")
             yield from _wrapped(f"     {row.cause}" if row.cause else "", columns, "     ")
         yield self.summary()

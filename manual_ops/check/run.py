@@ -1,5 +1,6 @@
 """The checks in order, and ``check``, which runs them."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -87,7 +88,7 @@ def select(only: Sequence[str] | None = None, skip: Sequence[str] = ()) -> list[
     """Return the checks to run, in order.
 
     Args:
-        only: Their names; by default all.
+        only: Their names, ``"double-backward"`` for ``"double backward"``; by default all.
         skip: Names of checks to leave out.
 
     Raises:
@@ -97,11 +98,22 @@ def select(only: Sequence[str] | None = None, skip: Sequence[str] = ()) -> list[
     for names in (only, skip):
         if isinstance(names, str):
             raise TypeError(f"expected a list of names of checks, got the string {names!r}")
-    for name in (*(only or ()), *skip):
-        if name not in CHECKS:
-            close = get_close_matches(name, CHECKS, cutoff=0.5) or list(CHECKS)
-            raise ValueError(f"there is no check {name!r}; there is {', '.join(map(repr, close))}")
-    return [c for n, c in CHECKS.items() if n not in skip and (only is None or n in only)]
+    skipped = {_known(name) for name in skip}
+    wanted = set(CHECKS) if only is None else {_known(name) for name in only}
+    return [check for name, check in CHECKS.items() if name in wanted - skipped]
+
+
+def _known(text: str) -> str:
+    """Return the name of the check that ``text`` names, in which ``-`` will do for a blank."""
+
+    def bare(name: str) -> str:
+        return re.sub(r"[^a-z]+", "-", name.lower())
+
+    for name in CHECKS:
+        if bare(name) == bare(text):
+            return name
+    close = get_close_matches(text, CHECKS, cutoff=0.5) or list(CHECKS)
+    raise ValueError(f"there is no check {text!r}; there is {', '.join(map(repr, close))}")
 
 
 def check(

@@ -56,8 +56,11 @@ def run(
     leaves = op.with_tensors(tuple(tensor.clone() for tensor in op.tensors))
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
-            laid_out = leaf if i in op.mutable else layout(leaf).detach()
+            laid_out = (leaf if i in op.mutable else layout(leaf)).detach()
             leaves[i] = laid_out.requires_grad_() if i in op.differentiable else laid_out
+    inputs = [leaves[i] for i in op.differentiable]
+    for i in op.mutable:
+        leaves[i] = leaves[i].clone()
     if op.random:
         torch.manual_seed(op.seed)
     with torch.enable_grad():
@@ -70,7 +73,6 @@ def run(
         if rounded is not None and not o.is_complex():
             drawn = drawn.to(rounded).to(o.dtype)
         cotangents.append(grad_layout(drawn))
-    inputs = [leaves[i] for i in op.differentiable]
     found = torch.autograd.grad(
         flowing, inputs, cotangents, allow_unused=True, materialize_grads=True
     )

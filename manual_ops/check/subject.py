@@ -66,7 +66,8 @@ class Subject:
             fn: A Function (its ``apply`` is called), a callable, or a module, whose parameters and
                 buffers become inputs.
             inputs: Positional inputs. Gradients are taken of the floating-point and complex tensors
-                that require grad, of all of them if none does.
+                that require grad; if none does, of all of them, but for those in ``mutates`` if
+                there are others.
             keywords: Keyword inputs.
             mutates: Names of tensors that ``fn`` is meant to update in place.
             seed: Of the random numbers in every call.
@@ -81,6 +82,8 @@ class Subject:
         parameters: dict[str, Tensor] = {}
         buffers: dict[str, Tensor] = {}
         signature: Callable[..., Any]
+        if not isinstance(fn, Module):
+            fn = _applied(fn) or fn
         if isinstance(fn, type) and issubclass(fn, Function):
             function_class, name, callee, signature = fn, fn.__name__, fn.apply, fn.forward
         elif isinstance(fn, Module):
@@ -90,7 +93,8 @@ class Subject:
             state_names = (*parameters, *buffers)
             callee = partial(_call_module, fn, state_names) if state_names else fn
         elif callable(fn):
-            name, callee, signature = _name(fn), fn, fn
+            name, callee = _name(fn), fn
+            signature = getattr(fn, "_init_fn", fn)  # what torch.library.custom_op was given
         else:
             raise TypeError(f"expected a Function, a callable or a module to check, got {fn!r}")
 
@@ -98,8 +102,12 @@ class Subject:
         flat, tree = tree_flatten((tuple(inputs), keywords))
         names = (*parameters, *buffers, *_input_names(signature, inputs, keywords, function_class))
         leaves = [*state, *flat]
+        unknown = set(mutates) - set(names)
+        if unknown:
+            raise ValueError(f"mutates names {sorted(unknown)}; the inputs are {list(names)}")
         wanted = [i for i, leaf in enumerate(leaves) if _can_differentiate(leaf)]
         asked = [i for i in wanted if leaves[i].requires_grad]
+        wanted = [i for i in wanted if names[i] not in mutates or i in asked] or wanted
         # A module's own parameters do not say anything about the inputs.
         of_inputs = [i for i in wanted if i >= len(state)]
         if any(i in asked for i in of_inputs) or not of_inputs:
@@ -111,9 +119,6 @@ class Subject:
                 f"{name} got no floating-point or complex tensor to differentiate by: "
                 f"expected one among its inputs, got {[_described(leaf) for leaf in flat]}"
             )
-        unknown = set(mutates) - set(names)
-        if unknown:
-            raise ValueError(f"mutates names {sorted(unknown)}; the inputs are {list(names)}")
 
         plain = not state and tree == tree_flatten((tuple(flat), {}))[1]
 
@@ -160,6 +165,12 @@ class Subject:
             _seed(self.seed)
         return self.unseeded(*tensors)
 
+    def drawn(self) -> list[list[int]]:
+        """The states that a call leaves the generators in: they tell how much it drew."""
+        with torch.no_grad():
+            self(*self.tensors)
+        return [state.tolist() for state in _random_state()]
+
     def unseeded(self, *tensors: Tensor) -> Tensors:
         """Call the op without seeding the generator, as compiled code has to."""
         return self.differentiable_of(self.call(*self.with_tensors(tensors)))
@@ -167,10 +178,10 @@ class Subject:
     def with_tensors(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Return all leaves, with ``tensors`` for the differentiable ones, and fresh copies."""
         leaves = list(self.leaves)
-        for i in self.mutable:
-            leaves[i] = leaves[i].clone()
         for i, tensor in zip(self.differentiable, tensors, strict=True):
             leaves[i] = tensor
+        for i in self.mutable:
+            leaves[i] = leaves[i].clone()
         return leaves
 
     def differentiable_of(self, output: Any) -> Tensors:
@@ -179,6 +190,11 @@ class Subject:
             return (output,)
         outputs = [o for o in tree_flatten(output)[0] if isinstance(o, Tensor)]
         return tuple(outputs[i] for i in self.outputs)
+
+    @property
+    def buffers(self) -> tuple[int, ...]:
+        """Indices of the tensors that are updated in place and not differentiated by: state."""
+        return tuple(i for i in self.mutable if i not in self.differentiable)
 
     @property
     def tensors(self) -> Tensors:
@@ -253,12 +269,19 @@ def _named_tensors(module: Module) -> list[tuple[str, Tensor]]:
 
 
 def _name(fn: Callable[..., Any]) -> str:
-    owner = getattr(fn, "__self__", None)
-    if isinstance(owner, type) and issubclass(owner, Function):  # F.apply
-        return owner.__name__
+    if function := _applied(fn):
+        return function.__name__
     if isinstance(fn, partial):
         return _name(fn.func)
+    if isinstance(fn, torch.library.CustomOpDef):
+        return str(fn._qualname)
     return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _applied(fn: Callable[..., Any]) -> type[Function] | None:
+    """Return the Function whose ``apply`` is ``fn``."""
+    owner = getattr(fn, "__self__", None)
+    return owner if isinstance(owner, type) and issubclass(owner, Function) else None
 
 
 def _input_names(

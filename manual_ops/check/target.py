@@ -5,11 +5,12 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,19 @@ class TensorInput:
     Attributes:
         name: For a keyword input; empty for a positional one.
         shape: Its shape.
-        below: For integers, what they are less than; None for floating-point numbers.
+        kind: What it holds: numbers to differentiate by, or none such.
+        below: For integers, what they are less than.
     """
 
     name: str
     shape: tuple[int, ...]
-    below: int | None = None
+    kind: Literal["numbers", "constants", "integers", "booleans"] = "numbers"
+    below: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> "TensorInput":
+    def parse(
+        cls, text: str, kind: Literal["numbers", "constants", "booleans"] = "numbers"
+    ) -> "TensorInput":
         """Read ``3,4`` or ``weight=3,4``; nothing, or ``()``, is the shape of a scalar.
 
         Raises:
@@ -44,7 +49,7 @@ class TensorInput:
         shape = tuple(int(size) for size in sizes.strip("()").split(",") if size.strip())
         if min(shape, default=0) < 0 or (name and not name.isidentifier()):
             raise ValueError(text)
-        return cls(name, shape)
+        return cls(name, shape, kind)
 
     @classmethod
     def parse_integers(cls, text: str) -> "TensorInput":
@@ -57,24 +62,31 @@ class TensorInput:
         tensor = cls.parse(shape)
         if not colon or int(below) < 1:
             raise ValueError(text)
-        return cls(tensor.name, tensor.shape, int(below))
+        return cls(tensor.name, tensor.shape, "integers", int(below))
 
     def draw(self, dtype: torch.dtype, device: str, between: tuple[float, float] | None) -> Tensor:
-        """Draw the tensor: integers, normal numbers, or uniform ones in a range."""
-        if self.below is not None:
+        """Draw the tensor: integers, booleans, normal numbers, or uniform ones in a range."""
+        if self.kind == "integers":
             return torch.randint(self.below, self.shape).to(device)
+        if self.kind == "booleans":
+            return (torch.rand(self.shape) < 0.5).to(device)
         # Rounded from float64, so that every dtype gets the same numbers.
         wide = torch.complex128 if dtype.is_complex else torch.float64
         if between is None:
-            return torch.randn(self.shape, dtype=wide).to(device, dtype)
-        low, high = between
-        return (low + (high - low) * torch.rand(self.shape, dtype=wide)).to(device, dtype)
+            drawn = torch.randn(self.shape, dtype=wide)
+        else:
+            low, high = between
+            drawn = low + (high - low) * torch.rand(self.shape, dtype=wide)
+        return drawn.to(device, dtype)
 
 
 def parse_value(text: str) -> Any:
     """Read a Python literal, or ``torch.float32`` and the like; anything else is a string."""
     if text.startswith("torch."):
-        return pkgutil.resolve_name(text)
+        try:
+            return pkgutil.resolve_name(text)
+        except (AttributeError, ImportError) as error:
+            raise ValueError(text) from error
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -115,10 +127,18 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     sys.path.insert(0, str(path.parent.resolve()))  # as `python path` does
+    ours, sys.argv = sys.argv, [str(path)]
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise TargetError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        hint = "; name it as package.module.name" if "known parent package" in str(error) else ""
+        raise TargetError(
+            f"{path} fails to import: {type(error).__name__}: {error} "
+            f"({last.filename}:{last.lineno}){hint}"
+        ) from error
+    finally:
+        sys.argv = ours
     return module
 
 
@@ -181,7 +201,7 @@ def _size(name: str, inputs: Sequence[TensorInput]) -> int:
         return min(3, *shape[2:])
     if name in ("num_heads", "nhead", "num_groups"):
         return 1
-    if name == "num_embeddings" and inputs[0].below is not None:
+    if name == "num_embeddings" and inputs[0].kind == "integers":
         return inputs[0].below
     if name == "embedding_dim":
         return 4

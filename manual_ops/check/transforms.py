@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vjp
 
 from manual_ops.check.batches import SAMPLES, Batch, batches, outputs_of, product, value_of
-from manual_ops.check.derivatives import draw_like
-from manual_ops.check.exam import Check, Exam
+from manual_ops.check.exam import Check, Exam, draw_like
 from manual_ops.check.report import NotApplicableError, Row
 from manual_ops.check.runs import close, over
 from manual_ops.check.subject import Subject

@@ -78,7 +78,10 @@ def weight_gradient(
         way = _literally
     else:
         way = _by_rows
-    return way(grad_output, input, geometry, groups).reshape(weight_shape)
+    gradient = way(grad_output, input, geometry, groups)
+    if taps == 1 and not is_channels_last(input):  # strides of the last dims as DDP wants them
+        gradient = gradient.reshape(out_channels, in_channels)
+    return gradient.reshape(weight_shape)
 
 
 class _Geometry(NamedTuple):

@@ -82,7 +82,7 @@ class _Attention(Function):
                 attn_mask,
                 is_causal=is_causal,
                 scale=scale,
-                enable_gqa=key.shape[1] != query.shape[1],
+                enable_gqa=bool(key.shape[1] != query.shape[1]),  # a tensor under jit.trace
             )
         bias, attends = _additive(attn_mask)
         p = _probabilities(widen(query) * scale, key, bias, is_causal)

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
-from .._modes import may_overwrite
+from .._modes import is_dispatch_watched, may_overwrite
 from .._overridable import overridable
 from .._precision import lower_precision, widen
 from ._refusal import no_tensor
@@ -202,6 +202,8 @@ def _activation(
 
 
 def _rectified_in_place(output: Tensor, residual: Tensor | None) -> Tensor:
+    if is_dispatch_watched():
+        return torch.relu(output if residual is None else output + residual)
     if residual is None:
         return output.relu_()
     if torch.result_type(output, residual) == output.dtype:
@@ -225,7 +227,32 @@ _batch_norm_relu_convolution = bind(
 )
 
 
-@overridable()
+def _one_by_one(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    return_activation: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    statistics = (running_mean, running_var)
+    output = batch_norm(input, *statistics, weight, bias, training, momentum, eps)
+    activation = relu(output if residual is None else output + residual)
+    convolved = conv2d(activation, conv_weight, conv_bias, stride, padding, dilation, groups)
+    return (convolved, activation) if return_activation else convolved
+
+
+@overridable(parts=_one_by_one)
 def batch_norm_relu_conv2d(
     input: Tensor,
     running_mean: Tensor | None,
@@ -283,11 +310,10 @@ def batch_norm_relu_conv2d(
     arguments = (input, weight, bias, residual)
     of_norm = any(t.requires_grad for t in arguments if t is not None)
     if not (training and of_norm and input.numel()) or paddings is None:
-        output = batch_norm(input, *statistics, weight, bias, training, momentum, eps)
-        activation = relu(output if residual is None else output + residual)
-        conv_settings = (stride, padding, dilation, groups)
-        convolved = conv2d(activation, conv_weight, conv_bias, *conv_settings)
-        return (convolved, activation) if return_activation else convolved
+        return _one_by_one(
+            *(input, *statistics, weight, bias, conv_weight, conv_bias, residual, training),
+            *(momentum, eps, stride, padding, dilation, groups, return_activation),
+        )
     check(input, training, eps, *statistics, weight, bias)
     conv_weight, conv_bias = lower_precision(conv_weight, conv_bias)
     conv_settings = (strides, paddings, dilations, groups)

@@ -24,10 +24,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._modes import is_dispatch_watched
 from .._overridable import overridable
 from ._sizes import IntOrTuple
-from .conv import EXPECTS, Problem, convolve, gradients, plain_convolution, tangent
-from .relu import rectifier_chain
+from .conv import (
+    EXPECTS,
+    Problem,
+    conv2d,
+    convolve,
+    gradients,
+    plain_convolution,
+    tangent,
+)
+from .relu import rectifier_chain, relu
 
 
 class _ConvolutionReLU(Function):
@@ -78,13 +87,21 @@ class _ConvolutionReLU(Function):
 
 def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     """``_ConvolutionReLU.forward`` with y in the place of c."""
+    if is_dispatch_watched():
+        return _ConvolutionReLU.forward(input, weight, bias, *settings)
     return torch.relu_(plain_convolution(input, weight, bias, *settings))
 
 
 _convolution_relu = bind(_ConvolutionReLU, EXPECTS, _in_place)
 
 
-@overridable()
+def _one_by_one(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **settings: Any
+) -> Tensor:
+    return relu(conv2d(input, weight, bias, *args, **settings))
+
+
+@overridable(parts=_one_by_one)
 def conv2d_relu(
     input: Tensor,
     weight: Tensor,

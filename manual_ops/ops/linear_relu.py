@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._apply import bind
+from .._modes import is_dispatch_watched
 from .._overridable import overridable
-from .linear import EXPECTS, call_by_rows, gradients, tangent
-from .relu import rectifier_chain
+from .linear import EXPECTS, call_by_rows, gradients, linear, tangent
+from .relu import rectifier_chain, relu
 
 
 class _LinearReLU(Function):
@@ -61,13 +62,19 @@ class _LinearReLU(Function):
 
 def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``_LinearReLU.forward`` with y in the place of u."""
+    if is_dispatch_watched():
+        return _LinearReLU.forward(input, weight, bias)
     return torch.relu_(torch.nn.functional.linear(input, weight, bias))
 
 
 _linear_relu = bind(_LinearReLU, EXPECTS, _in_place)
 
 
-@overridable()
+def _one_by_one(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return relu(linear(input, weight, bias))
+
+
+@overridable(parts=_one_by_one)
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply ``max(x W^T + b, 0)``: ``relu(linear(input, weight, bias))`` in one op.
 

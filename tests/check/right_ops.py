@@ -275,7 +275,6 @@ COMPLEX = tuple(normal(3, seed=seed, dtype=torch.complex128) for seed in (0, 1))
 TIES = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 2.0]], dtype=torch.float64)
 IMAGES = normal(2, 3, 4, 4, dtype=torch.float32)
 
-WITH_CTX = ("setup_context",)  # forward takes ctx
 # torch calls a Function's jvp with forward mode off, see manual_ops/_apply.py
 NESTED_TANGENTS = ("jvp of jvp",)
 # torch's own derivatives, wrong from the third order on
@@ -288,8 +287,8 @@ RIGHT_OPS = {
     "linear in float32": RightOp(Linear, tuple(t.float() for t in LINEAR)),
     "linear, expanded input": RightOp(Linear, (normal(1, 4).expand(3, 4), *LINEAR[1:])),
     "linear, both modes": RightOp(LinearBothModes, LINEAR, cannot=NESTED_TANGENTS),
-    "forward with ctx": RightOp(Product, (normal(3, 4), normal(3, 4, seed=1)), cannot=WITH_CTX),
-    "complex": RightOp(Product, COMPLEX, cannot=WITH_CTX),
+    "forward with ctx": RightOp(Product, (normal(3, 4), normal(3, 4, seed=1))),
+    "complex": RightOp(Product, COMPLEX),
     "exp": RightOp(Exp, (normal(3, 4),)),
     "relu at 0": RightOp(ReLU, (torch.tensor([[-1.0, 0.0, 2.0]]),)),
     "softmax": RightOp(Softmax, (normal(3, 4),)),

@@ -1,6 +1,7 @@
 """``python -m manual_ops.check``: finds the op, draws its inputs, names what is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,12 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ("torch.nn.AdaptiveAvgPool2d --shape 1,2,3,3", "needs output_size"),
         ("torch.nn.BatchNorm2d --shape 3,4", "expected 4D input"),
         ("torch.nn.Linear --shape 3,4 --kwargs in_features=0.5", "give its arguments with"),
+        ("torch.Size --shape 2", "of another class, name an instance"),
+        ("torch.softmax --shape 2 --args torch.nosuch", "expected a value such as 1"),
+        ("torch.tanh --shape 2 --constant x", "expected sizes such as 3,4 or target=3,4"),
+        ("torch.tanh --shape 2 --device nosuch", "--device nosuch: Expected one of cpu"),
+        ("torch.tanh --shape 2 --backend nosuch", "torch has cudagraphs, inductor"),
+        ("torch.tanh --shape 2 --html /no/such/page.html", "there is no folder /no/such"),
     ],
 )
 def test_wrong_command_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,13 +145,32 @@ def test_names_of_checks_without_quotes(capsys: pytest.CaptureFixture[str]) -> N
 def test_inputs() -> None:
     assert TensorInput.parse("3,4") == TensorInput("", (3, 4))
     assert TensorInput.parse("weight=(4,)") == TensorInput("weight", (4,))
-    assert TensorInput.parse_integers("target=5,2:10") == TensorInput("target", (5, 2), 10)
-    assert TensorInput.parse_integers(":3") == TensorInput("", (), 3)
+    assert TensorInput.parse_integers("t=5,2:10") == TensorInput("t", (5, 2), "integers", 10)
+    assert TensorInput.parse_integers(":3") == TensorInput("", (), "integers", 3)
     drawn = TensorInput("", (200,)).draw(torch.float32, "cpu", (2.0, 3.0))
     assert drawn.dtype is torch.float32
     assert 2 <= drawn.min() < 2.1 < 2.9 < drawn.max() <= 3
-    integers = TensorInput("", (200,), 3).draw(torch.float32, "cpu", None)
+    integers = TensorInput("", (200,), "integers", 3).draw(torch.float32, "cpu", None)
     assert integers.unique().tolist() == [0, 1, 2]
+    booleans = TensorInput("", (200,), "booleans").draw(torch.float32, "cpu", None)
+    assert booleans.unique().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("from . import neighbour", "name it as package.module.name"),
+        ("\n1 / 0", "ZeroDivisionError: division by zero (ADDRESS:2)"),
+        ("import sys; sys.exit(f'{len(sys.argv)} arguments')", "SystemExit: 1 arguments"),
+    ],
+)
+def test_files_that_cannot_be_imported(code: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    given = list(sys.argv)
+    with pytest.raises(TargetError, match=re.escape(message.replace("ADDRESS", str(path)))):
+        find(f"{path}:op")
+    assert sys.argv == given
 
 
 def test_values() -> None:
