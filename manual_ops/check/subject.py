@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch.autograd import Function
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -273,7 +274,7 @@ def _name(fn: Callable[..., Any]) -> str:
         return function.__name__
     if isinstance(fn, partial):
         return _name(fn.func)
-    if isinstance(fn, torch.library.CustomOpDef):
+    if isinstance(fn, CustomOpDef):
         return str(fn._qualname)
     return getattr(fn, "__name__", type(fn).__name__)
 

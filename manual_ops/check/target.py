@@ -64,7 +64,12 @@ class TensorInput:
             raise ValueError(text)
         return cls(tensor.name, tensor.shape, "integers", int(below))
 
-    def draw(self, dtype: torch.dtype, device: str, between: tuple[float, float] | None) -> Tensor:
+    def draw(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        between: tuple[float, float] | None,
+    ) -> Tensor:
         """Draw the tensor: integers, booleans, normal numbers, or uniform ones in a range."""
         if self.kind == "integers":
             return torch.randint(self.below, self.shape).to(device)
