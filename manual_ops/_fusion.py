@@ -127,14 +127,14 @@ def _pieces(module: nn.Module, name: str, dry_run: bool, seen: set[nn.Module]) -
 
 
 def _refuse_what_goes_unseen(graph: fx.Graph, root: nn.Module) -> None:
-    """Refuse a result that nothing in the graph reads: the code may have kept or printed it.
+    """Refuse a result that nothing in the graph reads: the code may keep it elsewhere.
 
-    Sizes are read together, of which some are not wanted, and assertions have no result.
+    But for what is only a property of a tensor, and for assertions, which have no result.
     """
+    harmless = (getattr, operator.getitem, torch._assert, "size", "dim", "numel", "stride")
     for node in graph.nodes:
-        if node.users or not node.op.startswith("call_") or _may_write(node, root):
-            continue
-        if node.target not in (operator.getitem, torch._assert):
+        unread = node.op.startswith("call_") and not node.users
+        if unread and node.target not in harmless and not _may_write(node, root):
             raise ValueError(f"its code computes {node.name} for something besides its output")
 
 

@@ -41,7 +41,7 @@ def write_below(target: Tensor, value: Tensor) -> None:
     """``target.copy_(value)``, also where torch.func only finds ``target`` outside of the function.
 
     ``grad`` and ``jvp`` refuse to write to what they do not differentiate by. A kernel of ATen that
-    updates its arguments does so below them, and so does this.
+    updates its arguments does so below them, and so does this. (Not inside ``torch.compile``.)
     """
     compiling = torch.compiler.is_compiling()
     transform = None if compiling else torch._C._functorch.peek_interpreter_stack()

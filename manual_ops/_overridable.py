@@ -23,8 +23,8 @@ def overridable(
     Two protocols of PyTorch know functions by who they are:
 
     * A tensor of a subclass has a ``__torch_function__`` (quantised weights, say), which is
-      called with ``theirs``, or by each of ``parts``. What it leaves to PyTorch comes back to the
-      op.
+      called with ``theirs``, or with the ops that ``parts`` is made of. What it leaves to PyTorch
+      comes back to the op.
     * ``torch.export`` records ``theirs``: its graphs, which keep no Function in any case, go to
       programs that know torch's functions, and would not know what ours are made of.
 

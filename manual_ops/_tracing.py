@@ -54,6 +54,10 @@ class _Proxy(fx.Proxy):
             return super().__repr__()
         raise fx.proxy.TraceError("its code prints a value")
 
+    def __format__(self, spec: str) -> str:
+        """Let messages be made, which assertions take whether they hold or not."""
+        return super().__repr__()
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("node", "tracer"):
             raise fx.proxy.TraceError(f"its code sets {name} of a value")
@@ -184,15 +188,16 @@ def _mode(root: nn.Module, on: bool) -> Iterator[None]:
 @contextmanager
 def _no_effects(root: nn.Module) -> Iterator[None]:
     """Undo and refuse what code does to modules and random generators: it would be done once."""
-    held = [(type(m).__name__, each) for m in root.modules() for each in _containers(m)]
-    before = [each.copy() for _, each in held]
+    seen: set[int] = set()
+    held = [(type(m).__name__, *each) for m in root.modules() for each in _containers(m, seen)]
+    before = [_kept(each, apart) for _, each, apart in held]
     generators = [(get, put, get()) for get, put in _generators()]
     try:
         yield
     finally:
         changed = []
-        for (kind, now), then in zip(held, before, strict=True):
-            if _identities(now) != _identities(then):
+        for (kind, now, apart), then in zip(held, before, strict=True):
+            if _identities(_kept(now, apart)) != _identities(then):
                 changed.append(kind)
                 now.clear()
                 (now.extend if isinstance(now, (list, deque)) else now.update)(then)
@@ -205,36 +210,46 @@ def _no_effects(root: nn.Module) -> Iterator[None]:
         raise ValueError("its code draws random numbers of its own")
 
 
-def _containers(module: nn.Module) -> Iterator[Any]:
-    """Yield what holds the attributes of ``module``, and of what is kept in them.
+_NO_STATE = (type, FunctionType, MethodType, ModuleType, nn.Module, torch.Tensor)
+_LIBRARIES = sys.stdlib_module_names - {"types"} | {"torch"}  # types has SimpleNamespace
 
-    Of its own containers and objects: what belongs to PyTorch, or to modules, is looked at there.
+
+def _containers(module: nn.Module, seen: set[int]) -> Iterator[tuple[Any, frozenset[str]]]:
+    """Yield what holds the attributes of ``module``, and of the objects and containers in them.
+
+    Each with the names in it that may be set, as they hold what is computed when first read.
+    Objects of libraries (loggers, locks, PyTorch's) are not looked into, nor other modules, which
+    have their turn.
     """
-    yield vars(module)
-    seen = {id(vars(module))}
+    yield vars(module), frozenset()
     found = list(vars(module).values())
     while found:
         value = found.pop()
-        if isinstance(value, (dict, list, set, deque)):
-            held = value
-        elif type(getattr(value, "__dict__", None)) is dict and not _is_shared(value):
-            held = vars(value)
-        else:
+        held, apart = value, frozenset[str]()
+        if id(value) in seen:
             continue
-        if id(held) not in seen:
-            seen.add(id(held))
-            yield held
-            found += held.values() if isinstance(held, dict) else held
+        seen.add(id(value))
+        if not isinstance(value, (dict, list, set, deque, tuple)):
+            kind = type(value)
+            if isinstance(value, _NO_STATE) or kind.__module__.partition(".")[0] in _LIBRARIES:
+                continue
+            held = getattr(value, "__dict__", None)
+            if type(held) is not dict:
+                continue
+            attributes = {k: v for base in kind.__mro__ for k, v in vars(base).items()}
+            apart = frozenset(
+                k for k, v in attributes.items() if isinstance(v, functools.cached_property)
+            )
+        if not isinstance(held, tuple):
+            yield held, apart
+        found += held.values() if isinstance(held, dict) else held
 
 
-def _is_shared(value: Any) -> bool:
-    """Whether ``value`` is a module, a tensor, or code, or of PyTorch."""
-    code = isinstance(value, (type, FunctionType, ModuleType, MethodType))
-    return (
-        code
-        or isinstance(value, (nn.Module, torch.Tensor))
-        or (type(value).__module__.partition(".")[0] == "torch")
-    )
+def _kept(container: Any, apart: frozenset[str]) -> Any:
+    """Return a copy of ``container`` without what has a name in ``apart``."""
+    if not apart:
+        return container.copy()
+    return {name: value for name, value in container.items() if name not in apart}
 
 
 def _identities(container: Any) -> list[int]:

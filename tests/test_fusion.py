@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import operator
 import pickle
 import random
@@ -313,7 +314,7 @@ class Untraceable(nn.Module):
         super().__init__()
         self.body = chain(nn.Linear(4, 4), nn.ReLU())
         self.register_buffer("mean", torch.ones(4))
-        self.calls, self.seen, self.log = 0, [], SimpleNamespace(count=0, values=[])
+        self.calls, self.seen, self.log = 0, [], SimpleNamespace(count=0, both=([], []))
 
 
 def _plain(self: Any, x: Tensor) -> Tensor:
@@ -394,7 +395,7 @@ def _counts_elsewhere(self: Any, x: Tensor) -> Tensor:
 
 
 def _appends_elsewhere(self: Any, x: Tensor) -> Tensor:
-    self.log.values.append(x)
+    self.log.both[0].append(x)
     return self.body(x)
 
 
@@ -406,11 +407,6 @@ def _adds_a_loss(self: Any, x: Tensor) -> Tensor:
 
 def _prints(self: Any, x: Tensor) -> Tensor:
     print(x)
-    return self.body(x)
-
-
-def _prints_shape(self: Any, x: Tensor) -> Tensor:
-    print(x.shape)
     return self.body(x)
 
 
@@ -465,7 +461,6 @@ UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "list_elsewhere": (_appends_elsewhere, "changes attributes of Untraceable"),
     "loss_elsewhere": (_adds_a_loss, "computes mean for something besides"),
     "print": (_prints, "prints a value"),
-    "print_shape": (_prints_shape, "besides its output"),
     "random": (_draws, "random numbers"),
     "numpy": (_draws_from_numpy, "random numbers"),
     "torch_random": (_draws_from_torch, "aten.rand.default"),
@@ -477,17 +472,26 @@ UNTRACEABLE: dict[str, tuple[Callable[..., Tensor], str]] = {
 
 
 def test_what_is_read_in_part_is_fused() -> None:
-    """Sizes that are read together, and assertions, leave results that nothing else reads."""
+    """Sizes that are not wanted, messages, and what is computed once and kept, are no effects."""
+
+    class Settings:
+        @functools.cached_property
+        def factor(self) -> float:
+            return 2.0
 
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = chain(nn.Linear(4, 4), nn.ReLU())
+            self.settings, self.log = Settings(), logging.getLogger("model")
+            self.settings.itself = self.settings
 
         def forward(self, x: Tensor) -> Tensor:
             size, _ = x.shape
-            torch._assert(x.dim() == 2, "two dims")
-            return self.body(x).reshape(size, 2, 2)
+            x.size(1)
+            torch._assert(x.dim() == 2, f"two dims, got {x.shape}")
+            self.log.debug("rows: %s", size)
+            return self.settings.factor * self.body(x).reshape(size, 2, 2)
 
     _, report = manual_ops.convert(Model(), fuse=True)
     assert [layer.name for layer in report.fused] == ["body.0 + body.1"]
@@ -509,7 +513,7 @@ def test_what_is_not_recorded_is_refused(name: str) -> None:
     assert type(fused) is kind
     assert set(vars(model)) == attributes
     assert (model.calls, model.seen, model.mean.tolist()) == (0, [], [1.0] * 4)
-    assert vars(model.log) == {"count": 0, "values": []}
+    assert vars(model.log) == {"count": 0, "both": ([], [])}
     assert (random.getstate(), np.random.get_state()[2]) == states[:2]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
     assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == modes

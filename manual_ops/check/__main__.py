@@ -32,6 +32,7 @@ examples:
 
 exit code: 0 if nothing failed, 1 if a check failed, 2 if the command line is wrong
 """
+BACKEND = "aot_eager"
 DTYPES = ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
 
 
@@ -141,9 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     named = partial(checks.add_argument, nargs="+", type=_check_name, metavar="CHECK")
     named("--only", help="run these alone, such as gradient double-backward")
     named("--skip", default=[], help="leave these out")
-    checks.add_argument(
-        "--backend", default="aot_eager", help="of torch.compile, default: %(default)s"
-    )
+    checks.add_argument("--backend", default=BACKEND, help="of torch.compile, default: %(default)s")
     checks.add_argument("--list", action="store_true", help="list the checks, and stop")
     library = parser.add_argument_group("the library itself, on its own table of cases")
     library.add_argument("--all", action="store_true", help="every check on every op, as a matrix")
@@ -191,11 +190,8 @@ def _check_name(text: str) -> str:
 
 def _check(options: argparse.Namespace) -> Report:
     """Find the target, draw its inputs, check it."""
-    if not options.target:
-        raise TargetError("what is to be checked? Give package.module.name or file.py:name first")
-    if not options.inputs:
-        raise TargetError("give each input of the op, in order: --shape 3,4, or --integers 5:10")
-    device = _chosen_device(options)
+    _refuse_what_is_missing(options)
+    device = _device(options.device)
     keywords = dict(options.kwargs)
     torch.manual_seed(options.seed)
 
@@ -213,6 +209,7 @@ def _check(options: argparse.Namespace) -> Report:
         return op, options.args, keywords
 
     op, values, rest = found(options.target)
+    _check_backend(options.backend)
     reference = found(options.reference)[0] if options.reference else None
     try:
         draw = partial(
@@ -247,17 +244,28 @@ def _check(options: argparse.Namespace) -> Report:
         ) from error
 
 
-def _chosen_device(options: argparse.Namespace) -> torch.device:
-    """Return the device; refuse settings that no op can be checked with."""
-    if options.backend not in torch.compiler.list_backends(None):
-        known = ", ".join(torch.compiler.list_backends())
-        raise TargetError(f"--backend {options.backend}: torch has {known}")
+def _refuse_what_is_missing(options: argparse.Namespace) -> None:
+    if not options.target:
+        raise TargetError("what is to be checked? Give package.module.name or file.py:name first")
+    if not options.inputs:
+        raise TargetError("give each input of the op, in order: --shape 3,4, or --integers 5:10")
+    if {one.kind for one in options.inputs} == {"constants"}:
+        raise TargetError("beside --constant, give an input to differentiate by: --shape 3,4")
     if options.html and not options.html.parent.is_dir():
         raise TargetError(f"--html {options.html}: there is no folder {options.html.parent}")
+
+
+def _device(name: str) -> torch.device:
     try:
-        return torch.zeros((), device=options.device).device
+        return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise TargetError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+        raise TargetError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _check_backend(name: str) -> None:
+    """Refuse a backend that is not known, once the target, which may register it, is imported."""
+    if name != BACKEND and name not in torch.compiler.list_backends(None):
+        raise TargetError(f"--backend {name}: torch.compiler.list_backends(None) has no such name")
 
 
 def _check_library(options: argparse.Namespace) -> int:

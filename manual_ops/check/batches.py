@@ -77,11 +77,11 @@ def batches(op: Subject) -> Iterator[Batch]:
     """
     samples = _samples(op)
     every = frozenset(_tensors(op))
-    own = frozenset(op.buffers)
+    own = frozenset(op.mutable)
     single = [i for i in _tensors(op) if i not in own][-ALONE:]
     choices = [every, *(own | {i} for i in single), *(every - {i} for i in single)]
     for stacked in dict.fromkeys(choices):
-        if stacked - own:
+        if stacked - set(op.buffers):
             yield Batch(op, samples, stacked)
 
 

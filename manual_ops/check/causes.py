@@ -9,7 +9,8 @@ from manual_ops.check.report import SAME, Row
 
 IMPURE = (
     "Forward gives other numbers when it is called again with the same inputs: it keeps state (a "
-    "counter, a running mean), or reads a clock."
+    "counter, a running mean), reads a clock, or draws from a generator that torch.manual_seed "
+    "does not set."
 )
 ONCE_DIFFERENTIABLE = "backward is marked once_differentiable"
 NOT_FINITE = (
@@ -159,9 +160,6 @@ _BY_CHECK: dict[str, str] = _FORMULAS | {
     "no grad mode": (
         "Forward depends on grad mode: what differs between training and evaluation is an argument."
     ),
-    "setup_context": (
-        "Drop ctx from forward, and move what fills it to setup_context(ctx, inputs, output)."
-    ),
     "saved tensors": (
         "A tensor on ctx escapes in-place checks, offloading and vmap, and an output there keeps "
         "its graph alive: hand it to ctx.save_for_backward."
@@ -242,7 +240,7 @@ _BY_MESSAGE: dict[str, str] = {
         "Backward leaves torch (numpy), so that it cannot be differentiated again: mark it "
         "once_differentiable, or let it call a Function of its own."
     ),
-    r"saved_variables": "ctx.saved_variables is no more: read ctx.saved_tensors.",
+    r"saved_variables": "ctx.saved_variables is deprecated: read ctx.saved_tensors.",
     r"Batching rule not implemented": (
         "No batch goes through this call: reshape instead of flatten, @ instead of einsum; or "
         "write the formula otherwise."

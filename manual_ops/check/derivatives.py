@@ -16,7 +16,7 @@ from manual_ops.check.causes import IMPURE, ONCE_DIFFERENTIABLE
 from manual_ops.check.diagnosis import Wrong
 from manual_ops.check.differences import Function, check_gradients, check_tangents, real
 from manual_ops.check.exam import Check, Exam, draw_like
-from manual_ops.check.graph import has_library_op
+from manual_ops.check.graph import has_library_op, nodes_behind
 from manual_ops.check.report import NotApplicableError, Row
 from manual_ops.check.subject import Subject
 
@@ -117,7 +117,7 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
         given, cause = found[i], ""
         if given is None:
             cause = "backward returns None for this input although the output depends on it."
-        elif not finding.ok and _is_constant(op, i, cotangents, given):
+        elif not finding.ok and _is_constant(op, i, cotangents, filled[i]):
             cause = _NOT_SCALED
         elif not finding.ok and finding.quotients is not None:
             expected = finding.quotients.to(real(given).dtype)
@@ -132,11 +132,11 @@ def gradient(check: Check, exam: Exam) -> Iterator[Row]:
 
 def _is_constant(op: Subject, i: int, cotangents: Tensors, gradient: Tensor) -> bool:
     """Whether the ``gradient`` of input ``i`` is the same for other ``cotangents``."""
-    leaves = op.leaf_tensors()
-    cotangents = tuple(2 * cotangent for cotangent in cotangents)
+    leaves, others = op.leaf_tensors(), draw_like(cotangents, 2)
     with torch.enable_grad():
-        again = torch.autograd.grad(op(*leaves), leaves, cotangents, allow_unused=True)[i]
-    return bool(gradient.any()) and again is not None and torch.equal(again, gradient)
+        again = torch.autograd.grad(op(*leaves), leaves, others, allow_unused=True)[i]
+    given = bool(gradient.any() and gradient.isfinite().all())
+    return given and again is not None and torch.equal(again.to_dense(), gradient)
 
 
 @contextmanager
@@ -181,22 +181,19 @@ def batched_gradient(check: Check, exam: Exam) -> Iterator[Row]:
 
 def double_backward(check: Check, exam: Exam) -> Iterator[Row]:
     """Backward of backward, by inputs and by grad_output."""
-    op = exam.precise
-    first = gradient_function(op, len(op.tensors))
     point, names = _first_order_point(exam)
-    _refuse_once_differentiable(first, point)
+    first, _ = _differentiable_gradients(exam.precise, point)
     yield _reverse(check, first, point, names)
 
 
 def third_order(check: Check, exam: Exam) -> Iterator[Row]:
     """Backward of double backward."""
     op = exam.precise
-    first = gradient_function(op, len(op.tensors))
     point, names = _first_order_point(exam)
-    _refuse_once_differentiable(first, point)
+    first, which = _differentiable_gradients(op, point)
     second = gradient_function(first, len(point))
-    directions = draw_like(op.tensors, 20)
-    names = (*names, *(f"direction of {name}" for name in op.tensor_names))
+    directions = draw_like([op.tensors[i] for i in which], 20)
+    names = (*names, *(f"direction of {op.tensor_names[i]}" for i in which))
     yield _reverse(check, second, (*point, *directions), names)
 
 
@@ -259,11 +256,22 @@ def _first_order_point(exam: Exam) -> tuple[Tensors, tuple[str, ...]]:
     return (*(t.clone() for t in op.tensors), *cotangents), (*op.tensor_names, *names)
 
 
-def _refuse_once_differentiable(first: Function, point: Tensors) -> None:
+def _differentiable_gradients(op: Subject, point: Tensors) -> tuple[Function, list[int]]:
+    """The gradients as a function, but for those that are marked ``once_differentiable``.
+
+    Also the indices of their inputs.
+    """
+    first = gradient_function(op, len(op.tensors))
     with torch.enable_grad():
         found = first(*(t.detach().requires_grad_() for t in point))
-    if any(g.grad_fn is not None and g.grad_fn.name() == "torch::autograd::Error" for g in found):
+    kept = [
+        i
+        for i, gradient in enumerate(found)
+        if all(node.name() != "torch::autograd::Error" for node in nodes_behind([gradient]))
+    ]
+    if not kept:
         raise NotApplicableError(ONCE_DIFFERENTIABLE)
+    return lambda *args: tuple(g for i, g in enumerate(first(*args)) if i in kept), kept
 
 
 def _reverse(check: Check, function: Function, point: Tensors, names: Sequence[str]) -> Row:

@@ -66,6 +66,11 @@ def _home(node: Any) -> str:
 
 
 def _nodes_in_python(outputs: Iterable[Tensor]) -> list[Any]:
+    return [node for node in nodes_behind(outputs) if isinstance(node, BackwardCFunction)]
+
+
+def nodes_behind(outputs: Iterable[Tensor]) -> Iterable[Any]:
+    """All nodes of the graph that ``outputs`` depend on."""
     nodes: dict[Any, None] = {}
     stack: list[Any] = [output.grad_fn for output in outputs]
     while stack:
@@ -73,7 +78,7 @@ def _nodes_in_python(outputs: Iterable[Tensor]) -> list[Any]:
         if node is not None and node not in nodes:
             nodes[node] = None
             stack += [parent for parent, _ in node.next_functions]
-    return [node for node in nodes if isinstance(node, BackwardCFunction)]
+    return nodes
 
 
 def function_name(node: Any) -> str:

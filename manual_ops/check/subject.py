@@ -95,7 +95,7 @@ class Subject:
             callee = partial(_call_module, fn, state_names) if state_names else fn
         elif callable(fn):
             name, callee = _name(fn), fn
-            signature = getattr(fn, "_init_fn", fn)  # what torch.library.custom_op was given
+            signature = fn._init_fn if isinstance(fn, CustomOpDef) else fn
         else:
             raise TypeError(f"expected a Function, a callable or a module to check, got {fn!r}")
 
@@ -282,7 +282,8 @@ def _name(fn: Callable[..., Any]) -> str:
 def _applied(fn: Callable[..., Any]) -> type[Function] | None:
     """Return the Function whose ``apply`` is ``fn``."""
     owner = getattr(fn, "__self__", None)
-    return owner if isinstance(owner, type) and issubclass(owner, Function) else None
+    is_class = isinstance(owner, type) and issubclass(owner, Function)
+    return owner if is_class and getattr(fn, "__name__", "") == "apply" else None
 
 
 def _input_names(

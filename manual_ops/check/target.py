@@ -137,10 +137,10 @@ def _import_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if last.filename.startswith("<") else f" ({last.filename}:{last.lineno})"
         hint = "; name it as package.module.name" if "known parent package" in str(error) else ""
         raise TargetError(
-            f"{path} fails to import: {type(error).__name__}: {error} "
-            f"({last.filename}:{last.lineno}){hint}"
+            f"{path} fails to import: {type(error).__name__}: {error}{place}{hint}"
         ) from error
     finally:
         sys.argv = ours

@@ -84,9 +84,8 @@ def _counted(index: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
     """Return a[n]; by torch.where, as the weight of class 0, looked up if ignored, may be NaN."""
     if weight is None:
         return valid
-    # Not weight[index], which reads the number where it is one alone: no vmap, no meta tensors.
-    weights = widen(weight).index_select(0, index.reshape(-1)).reshape(index.shape)
-    return torch.where(valid, weights, 0)
+    # Not weight[index]: torch reads an index without dims on the host, and on meta it has no value.
+    return torch.where(valid, torch.take(widen(weight), index), 0)
 
 
 class _NLLLoss(Function):

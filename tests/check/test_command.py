@@ -118,8 +118,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ("torch.Size --shape 2", "of another class, name an instance"),
         ("torch.softmax --shape 2 --args torch.nosuch", "expected a value such as 1"),
         ("torch.tanh --shape 2 --constant x", "expected sizes such as 3,4 or target=3,4"),
+        ("torch.tanh --constant 2", "beside --constant, give an input"),
         ("torch.tanh --shape 2 --device nosuch", "--device nosuch: Expected one of cpu"),
-        ("torch.tanh --shape 2 --backend nosuch", "torch has cudagraphs, inductor"),
+        ("torch.tanh --shape 2 --backend nosuch", "list_backends(None) has no such name"),
         ("torch.tanh --shape 2 --html /no/such/page.html", "there is no folder /no/such"),
     ],
 )

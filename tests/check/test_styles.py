@@ -141,11 +141,29 @@ RIGHT: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
     # op, inputs, how it is checked, a reason for what does not apply
     "old style": (Op, (X,), {}, "forward of Op takes ctx, which torch.func refuses"),
     "once differentiable": (OnceDifferentiable, (X,), {}, "backward is marked once_differentiable"),
+    "once differentiable, behind others": (
+        lambda x: OnceDifferentiable.apply(2 * x).square(),
+        (X,),
+        {},
+        "backward is marked once_differentiable",
+    ),
+    "an input that hardly counts": (
+        lambda x, eps: x * torch.rsqrt(x.var(-1, keepdim=True) + eps),
+        (X, torch.tensor(1e-8, dtype=torch.float64)),
+        {},
+        "no reference given",
+    ),
     "in float32": (InSingle, (X,), {}, "has no setup_context"),
     "in float32, a module": (RMSNorm(), (SINGLE,), {}, "no reference given"),
     "no float64": (NoDoubles, (SINGLE,), {}, "takes no float64, to compare with"),
     "dropout": (Dropout, (SINGLE,), {}, "draws other random numbers in float64"),
     "in place": (Overwrites, (X,), {"mutates": ["x"]}, "forward mode: it has no formula (jvp)"),
+    "in place, by both": (
+        lambda x, y: x.mul_(y),
+        (X.clone().requires_grad_(), normal(3, 4, seed=1).requires_grad_()),
+        {"mutates": ["x"]},
+        "no reference given",
+    ),
     "library": (product, (X, normal(3, 4, seed=1)), {}, "torch.library takes no formula for it"),
 }
 
@@ -191,6 +209,7 @@ def test_running_statistics_are_no_inputs_to_differentiate_by() -> None:
     )
     assert [row.subject for row in report.rows] == ["input"]
     assert report.ok
+    assert "not differentiated by running_mean, running_var, which the op updates" in str(report)
 
 
 def test_names_of_checks_with_hyphens() -> None:
@@ -236,6 +255,33 @@ class Counts(Op):
         return Op.forward(ctx, x) * Counts.calls
 
 
+class Infinite(Op):
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output.abs() / 0
+
+
+class Rounds(Function):
+    """Constant in x almost everywhere, and off by 0.02 % in y."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x)
+        return (200 * x).round() * y
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return None, grad_output * (200 * x).round() * (1 + 2e-4)
+
+
+class SavedVariables(Op):
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_variables
+        return grad_output * x.cos()
+
+
 class RootOfZero(Function):
     @staticmethod
     def forward(ctx, x):
@@ -279,6 +325,9 @@ WRONG: dict[str, tuple[Callable[..., Any], str, str, str]] = {
     "None": (TwoOutputs.apply, "undefined gradients", "", "A gradient that is due is left out"),
     "state": (Counts.apply, "gradient", "other numbers the second time", "it keeps state"),
     "state, told twice": (Counts.apply, "determinism", "", "it keeps state"),
+    "infinite": (Infinite.apply, "gradient", "is inf", "12 elements are nan or infinite"),
+    "rounds": (lambda x: Rounds.apply(x, x.cos()), "gradient", "is ", "a factor is missing"),
+    "old name": (SavedVariables.apply, "compile", "", "read ctx.saved_tensors"),
     "root": (RootOfZero.apply, "double backward", "is nan", "a root of 0"),
     "name": (Sparsemax.apply, "gradient", "Sparsemax: no dim", "do the same by hand"),
     "detach": (DetachesInBackward.apply, "double backward", "is 0", "mark backward once_diff"),
