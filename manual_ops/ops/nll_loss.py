@@ -82,7 +82,7 @@ def divisor_of_mean(target: Tensor, weight: Tensor | None, ignore_index: int) ->
 
 def _counted(index: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
     """Return a[n]; by torch.where, as the weight of class 0, looked up if ignored, may be NaN."""
-    if weight is None:
+    if weight is None or 0 in weight.shape:  # without classes every sample is ignored
         return valid
     # Not weight[index]: torch reads an index without dims on the host, and on meta it has no value.
     return torch.where(valid, torch.take(widen(weight), index), 0)

@@ -34,4 +34,4 @@ def test_commands(command: str, my_op: str) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 11

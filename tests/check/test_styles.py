@@ -177,7 +177,7 @@ def test_right_ops_are_not_accused(name: str) -> None:
 
 
 def test_what_is_required_fails_where_it_does_not_apply() -> None:
-    with pytest.raises(AssertionError, match=r"setup_context\(ctx, inputs, output\)"):
+    with pytest.raises(AssertionError, match="required but not applicable: setup_context"):
         assert_op_ok(ForwardWithCtx, X, only=["setup_context"], require=["setup_context"])
 
 
