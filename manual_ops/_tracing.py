@@ -45,12 +45,12 @@ class _Proxy(fx.Proxy):
 
         To claim to be one is no way out: torch would read the memory of a tensor here.
         """
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+        if _asked_by_torch():
             return type(self)
         raise fx.proxy.TraceError("its code asks for the type of a value")
 
     def __repr__(self) -> str:
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+        if _asked_by_torch():
             return super().__repr__()
         raise fx.proxy.TraceError("its code prints a value")
 
@@ -62,6 +62,11 @@ class _Proxy(fx.Proxy):
         if name not in ("node", "tracer"):
             raise fx.proxy.TraceError(f"its code sets {name} of a value")
         super().__setattr__(name, value)
+
+
+def _asked_by_torch() -> bool:
+    """Whether what calls the method that calls this is code of torch."""
+    return bool(sys._getframe(2).f_globals.get("__name__", "").startswith("torch."))
 
 
 def _in_place_operator(operate: Callable[..., Any]) -> Callable[..., Any]:

@@ -149,20 +149,15 @@ def outputs_of(op: Subject, *leaves: Any) -> Tensors:
     """All tensors that the op returns."""
     if op.random:
         torch.manual_seed(op.seed)
-    return tuple(o for o in tree_leaves(_called(op, leaves)) if isinstance(o, Tensor))
+    returned = op.call(*op.spared(leaves))
+    return tuple(o for o in tree_leaves(returned) if isinstance(o, Tensor))
 
 
 def value_of(op: Subject, weights: Tensors, *leaves: Any) -> Tensor:
     """``Re <outputs, weights>`` of the differentiable outputs."""
     if op.random:
         torch.manual_seed(op.seed)
-    return product(op.differentiable_of(_called(op, leaves)), weights)
-
-
-def _called(op: Subject, leaves: Sequence[Any]) -> Any:
-    """What the op returns; it may overwrite a copy of what it is differentiated by."""
-    overwritten = set(op.mutable) - set(op.buffers)
-    return op.call(*(x.clone() if i in overwritten else x for i, x in enumerate(leaves)))
+    return product(op.differentiable_of(op.call(*op.spared(leaves))), weights)
 
 
 def product(outputs: Tensors, weights: Tensors) -> Tensor:

@@ -14,7 +14,7 @@ IMPURE = (
 )
 ONCE_DIFFERENTIABLE = "backward is marked once_differentiable"
 NOT_FINITE = (
-    "It is nan or infinite where the function is smooth: 0 / 0, a log or a root of 0, an overflow."
+    "nan or infinite where the function is smooth: 0 / 0, a log or a root of 0, an overflow."
 )
 SPARSE = "A sparse gradient, which most of torch does not take: return a dense one."
 

@@ -8,6 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from manual_ops.check.causes import NOT_FINITE
+
 _CLOSE = 1e-4  # relative; finite differences in float64 are closer
 
 
@@ -55,8 +57,7 @@ def _not_due(wrong: Wrong) -> str:
 
 def _not_finite(wrong: Wrong) -> str:
     count = int((~wrong.found.isfinite()).sum())
-    where = "where the function is smooth: 0 / 0, a log or a root of 0, an overflow"
-    return f"{count} elements are nan or infinite {where}." if count else ""
+    return f"{count} elements are {NOT_FINITE}" if count else ""
 
 
 def _swapped(wrong: Wrong) -> str:

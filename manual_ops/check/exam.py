@@ -45,7 +45,7 @@ class Exam:
             outputs = wide(*wide.tensors)
         if not all(o.dtype in (torch.float64, torch.complex128) for o in outputs):
             return self.given
-        return self.single if rounds_inputs(wide) else wide
+        return self.single if _rounds_inputs(wide) else wide
 
     @cached_property
     def single(self) -> Subject:
@@ -71,11 +71,10 @@ class Exam:
             )
         elif given != checked:
             notes.append(f"derivatives checked in float64; inputs given in {', '.join(given)}")
-        state = [self.given.names[i] for i in self.given.buffers if i in self.given.arguments]
-        if state:
+        if self.given.left_out:
             notes.append(
-                f"not differentiated by {', '.join(state)}, which the op updates: let them require "
-                "grad for that"
+                f"not differentiated by {', '.join(self.given.left_out)}, which the op updates: "
+                "let them require grad for that"
             )
         if self.given.random:
             notes.append("draws random numbers: the generator is seeded before every call")
@@ -143,7 +142,7 @@ class Check:
         if not finding.ok:
             detail = f"is {finding.analytic:.6g}, by finite differences {finding.numerical:.6g}"
             if math.isfinite(finding.numerical) and not math.isfinite(finding.analytic):
-                cause = cause or NOT_FINITE
+                cause = cause or f"It is {NOT_FINITE}"
         elif finding.kinks:
             places = f"{len(finding.kinks)} place{'s' if len(finding.kinks) > 1 else ''}"
             detail = f"not differentiable at {places}: {finding.kinks[0]}"
@@ -244,7 +243,7 @@ def refusal(op: Subject) -> Exception | None:
     return None
 
 
-def rounds_inputs(op: Subject) -> bool:
+def _rounds_inputs(op: Subject) -> bool:
     """Whether an op turns inputs in float64 into shorter numbers before it computes.
 
     Then inputs that differ by less than the rounding of float32 give the same outputs to the last

@@ -59,8 +59,7 @@ def run(
             laid_out = (leaf if i in op.mutable else layout(leaf)).detach()
             leaves[i] = laid_out.requires_grad_() if i in op.differentiable else laid_out
     inputs = [leaves[i] for i in op.differentiable]
-    for i in op.mutable:
-        leaves[i] = leaves[i].clone()
+    leaves = op.spared(leaves)
     if op.random:
         torch.manual_seed(op.seed)
     with torch.enable_grad():

@@ -185,6 +185,11 @@ class Subject:
             leaves[i] = leaves[i].clone()
         return leaves
 
+    def spared(self, leaves: Sequence[Any]) -> list[Any]:
+        """Return ``leaves``, with copies for those that are differentiated by and overwritten."""
+        overwritten = set(self.mutable) - set(self.buffers)
+        return [leaf.clone() if i in overwritten else leaf for i, leaf in enumerate(leaves)]
+
     def differentiable_of(self, output: Any) -> Tensors:
         """Return the outputs among all that gradients flow through."""
         if isinstance(output, Tensor):
@@ -196,6 +201,12 @@ class Subject:
     def buffers(self) -> tuple[int, ...]:
         """Indices of the tensors that are updated in place and not differentiated by: state."""
         return tuple(i for i in self.mutable if i not in self.differentiable)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the inputs that gradients could be taken of, were they not updated in place."""
+        given = (i for i in self.buffers if i in self.arguments)
+        return tuple(self.names[i] for i in given if _can_differentiate(self.leaves[i]))
 
     @property
     def tensors(self) -> Tensors:

@@ -78,11 +78,9 @@ class TensorInput:
         # Rounded from float64, so that every dtype gets the same numbers.
         wide = torch.complex128 if dtype.is_complex else torch.float64
         if between is None:
-            drawn = torch.randn(self.shape, dtype=wide)
-        else:
-            low, high = between
-            drawn = low + (high - low) * torch.rand(self.shape, dtype=wide)
-        return drawn.to(device, dtype)
+            return torch.randn(self.shape, dtype=wide).to(device, dtype)
+        low, high = between
+        return (low + (high - low) * torch.rand(self.shape, dtype=wide)).to(device, dtype)
 
 
 def parse_value(text: str) -> Any:
